@@ -62,7 +62,7 @@ def atomic_write(
         tmp.write_bytes(data.encode() if isinstance(data, str) else data)
         os.replace(tmp, path)
     except OSError as err:
-        tmp.unlink(missing_ok=True)
+        if tmp.parent.is_dir(): tmp.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {err.strerror or err}; free space or choose another folder") from err
     return path
 

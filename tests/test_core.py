@@ -1,0 +1,82 @@
+"Keyed randomness, configurations, atomic files and the stage cache."
+import os, signal, subprocess, sys, textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adwm.core import UserError, atomic_write, cached, from_dict, key_int, key_rng, source_hash, stage_key
+
+
+def test_streams_are_named_not_ordered():
+    a = [key_rng(3, "act", i).random() for i in range(50)]
+    b = [key_rng(3, "act", i).random() for i in reversed(range(50))][::-1]
+    assert a == b and len(set(a)) == 50
+
+
+def test_streams_are_uniform_and_uncorrelated():
+    x = np.array([[key_rng(0, "a", i).random(), key_rng(0, "b", i).random()] for i in range(4000)])
+    assert abs(x.mean() - .5) < .02 and abs(np.corrcoef(x.T)[0, 1]) < .05
+
+
+def test_key_parts_do_not_run_together():
+    assert key_int(0, "a", "b") != key_int(0, "ab") != key_int(0, "a,b")
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: Inner = field(default_factory=Inner)
+    sizes: tuple[int, ...] = (1,)
+    limit: int | None = None
+
+
+def test_from_dict_fills_nested():
+    got = from_dict(Outer, {"name": "x", "inner": {"rate": 2}, "sizes": [3, 4], "limit": None})
+    assert got == Outer("x", Inner(2.0), (3, 4), None)
+
+
+@pytest.mark.parametrize("bad, says", [
+    ({"nam": "x"}, "no parameter 'nam'"), ({}, "lacks the parameter 'name'"), ({"name": 3}, "must be str"),
+    ({"name": "x", "inner": {"rate": "1e-4"}}, "1.0e-4"), ({"name": "x", "sizes": 3}, "must be a list"),
+    ({"name": "x", "inner": {"speed": 1}}, "inner has no parameter 'speed'"), ({"name": "x", "sizes": [True]}, "must be int")])
+def test_from_dict_refuses(bad, says):
+    with pytest.raises(UserError, match=says): from_dict(Outer, bad, "file.yaml")
+
+
+def test_atomic_write_replaces_and_reports(tmp_path):
+    p = atomic_write(tmp_path / "a" / "b.txt", "one"); atomic_write(p, b"two")
+    assert p.read_text() == "two" and list(p.parent.iterdir()) == [p]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"): atomic_write(tmp_path / "file" / "x", "1")
+
+
+def test_full_disk_is_one_sentence():
+    if not Path("/dev/full").exists(): pytest.skip("no /dev/full on this system")
+    from adwm.episodes import append_episodes
+    from tests_helpers import corridor_episodes
+    with pytest.raises(UserError, match="cannot append"): append_episodes("/dev/full", corridor_episodes(2000))
+
+
+def test_cache_keeps_partial_work_after_kill(tmp_path):
+    code = textwrap.dedent(f"""
+        import os, signal
+        from adwm.core import cached
+        def make(p):
+            (p / 'part.txt').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)
+        cached({str(tmp_path)!r}, 'stage', {{'k': 1}}, make)""")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    def make(p): assert (p / "part.txt").read_text() == "half"; (p / "all.txt").write_text("whole")
+    done = cached(tmp_path, "stage", {"k": 1}, make)
+    assert (done / "all.txt").exists() and not done.name.endswith(".part")
+
+
+def test_keys_depend_on_everything():
+    assert stage_key({"a": 1}) == stage_key({"a": 1}) != stage_key({"a": 2})
+    assert source_hash("core") != source_hash("core", "episodes")
