@@ -1,0 +1,242 @@
+"""Metrics against scipy, against closed forms and against the figures printed in the paper."""
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from adwm import metrics as m
+from adwm.core import UserError, key_rng
+
+TIED = [([.1, .1, .3, .4, .2], [.2, .5, .5, .9, .1]), ([1, 2, 2, 3, 3, 3], [2, 1, 2, 2, 5, 4]), ([.073, .085, .073, .044, .032], [.484, .481, .466, .459, .458])]
+
+
+@pytest.mark.parametrize("x, y", TIED)
+def test_correlations_agree_with_scipy(x, y):
+    assert np.allclose(m.ranks(x), stats.rankdata(x))
+    assert np.isclose(m.spearman(x, y), stats.spearmanr(x, y).statistic)
+    assert np.isclose(m.kendall(x, y), stats.kendalltau(x, y).statistic)
+
+
+@pytest.mark.parametrize("statistic", ["spearman", "kendall"])
+@pytest.mark.parametrize("x, y", TIED)
+def test_exact_p_counts_every_order(x, y, statistic):
+    function = {"spearman": lambda a: stats.spearmanr(x, a).statistic, "kendall": lambda a: stats.kendalltau(x, a).statistic}[statistic]
+    orders = m.permutations(len(x))
+    if len(orders) > 130:
+        orders = orders[key_rng(0, "orders").integers(0, len(orders), 400)]
+    values = np.array([function(np.array(y)[list(o)]) for o in orders])
+    expected, tolerance = (values >= function(y) - 1e-9).mean(), 0 if len(orders) == 120 else .08
+    assert abs(m.exact_p(x, y, statistic) - expected) <= tolerance
+
+
+def test_exact_p_agrees_with_scipy_without_ties():
+    rng = key_rng(0, "p")
+    for n in (4, 6, 8):
+        x, y = rng.normal(size=(2, n))
+        assert np.isclose(m.exact_p(x, y, "kendall"), stats.kendalltau(x, y, alternative="greater", method="exact").pvalue)
+
+
+def test_permutations_are_all_and_distinct():
+    table = m.permutations(6)
+    assert table.shape == (720, 6) and len(np.unique(table, axis=0)) == 720
+    assert m.permutations(1).tolist() == [[0]]
+
+
+def test_ten_policies_exact_eleven_drawn():
+    x = np.arange(10.)
+    assert np.isclose(m.exact_p(x, x), 1 / 3628800)
+    y = np.arange(11.)
+    assert m.exact_p(y, y) == 1 / 100_001, "a drawn p is never zero"
+    noise = key_rng(1, "p11").normal(size=11)
+    assert abs(m.exact_p(y, noise) - stats.spearmanr(y, noise, alternative="greater").pvalue) < .02
+
+
+def test_chance_figures():
+    assert [round(m.chance(5, r), 3) for r in (.7, .8, .9)] == [.117, .067, .042]
+    assert round(m.chance(4, .8), 2) == .17 and round(m.chance(6, .8), 2) == .03
+
+
+def test_constant_estimates_have_no_rank():
+    flat = np.full(6, .1) * 3 / 3
+    assert np.isnan(m.spearman(np.arange(6), flat)) and np.isnan(m.exact_p(np.arange(6), flat)) and np.isnan(m.kendall(np.arange(6), flat))
+    assert m.regret(np.arange(6), flat) == 2.5
+
+
+def test_errors_and_bad_input():
+    V = np.array([.2, .4, .6])
+    assert np.isclose(m.rmse(V, V + [.3, 0, 0]), np.sqrt(.03)) and np.isclose(m.bias(V, V - .1), -.1)
+    assert np.isnan(m.skill([.4, .4], [.4, .5], .4)), "a pool mean without error leaves skill undefined"
+    for bad in ([.1, .2], [.1, np.nan, .3]):
+        with pytest.raises(UserError):
+            m.mae(V, bad)
+    with pytest.raises(UserError):
+        m.exact_p(V, V, "pearson")
+    with pytest.raises(UserError):
+        m.mean_se([])
+
+
+def test_mean_se_without_clusters_is_the_textbook_formula():
+    x = key_rng(0, "se").normal(size=50)
+    assert np.allclose(m.mean_se(x), (x.mean(), x.std(ddof=1) / np.sqrt(50)))
+    assert np.isnan(m.mean_se([1., 2.], ["a", "a"])[1])
+    assert np.isclose(m.mean_se(np.repeat(x, 3), np.repeat(np.arange(50), 3))[1], m.mean_se(x)[1]), "copies add no information"
+
+
+def test_within_se_is_zero_for_deterministic_tasks():
+    assert m.within_se(np.repeat([.1, .5, .9], 4), np.repeat([0, 1, 2], 4)) == 0
+    assert np.isnan(m.within_se([.1, .2], [0, 1])), "one episode a task says nothing about the noise inside it"
+
+
+def test_wilson_agrees_with_scipy():
+    for k, n in ((0, 72), (5, 64), (128, 128)):
+        expected = stats.binomtest(k, n).proportion_ci(.9, "wilson")
+        assert np.allclose(m.wilson(k, n), (expected.low, expected.high))
+
+
+def test_bootstrap_speed_and_spread():
+    x = key_rng(0, "speed").normal(size=1000)
+    best = np.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        draws = m.bootstrap_means(x)
+        best = min(best, time.perf_counter() - start)
+    assert draws.shape == (10_000,) and best < 2, f"{best:.2f} s"
+    assert abs(draws.std() / (x.std() / np.sqrt(1000)) - 1) < .03
+    assert np.array_equal(draws, m.bootstrap_means(x)), "the same seed gives the same draws"
+
+
+def test_self_normalised_bootstrap():
+    x, w = key_rng(0, "ratio").random((2, 200))
+    draws = m.bootstrap_means(x, 4000, weight=w)
+    assert abs(draws.mean() - (w * x).sum() / w.sum()) < .005
+
+
+def test_resample_of_constants_tasks_and_seeds():
+    w, u = m.bootstrap_weights(30, 7, key_rng(0, "w")), m.bootstrap_weights(3, 7, key_rng(0, "u"))
+    table = key_rng(0, "t").normal(size=(30, 3, 5))
+    assert np.allclose(m.resample(table, w, u), np.einsum("bt,bs,tsp->bp", w, u, table))
+    assert np.allclose(m.resample(table, w), m.resample(table.mean(1), w))
+    assert np.allclose(m.resample([.3, .4], w), [[.3, .4]] * 7)
+
+
+def test_paired_interval_sees_what_two_intervals_hide():
+    rng = key_rng(0, "paired")
+    V, ease = np.linspace(.2, .6, 6), rng.normal(0, .3, (200, 1))
+    truth = V + ease + rng.normal(0, .1, (200, 6))
+    near, far = (V + d + ease[:, None] + rng.normal(0, .1, (200, 2, 6)) for d in (.03, .05))
+    a, b, d = m.metric_interval(truth, near), m.metric_interval(truth, far), m.paired_interval(truth, near, far)
+    assert d.upper < 0 and a.lower <= a.value <= a.upper and np.isclose(d.value, a.value - b.value)
+    swapped = m.paired_interval(truth, far, near)
+    assert np.isclose(swapped.lower, -d.upper) and np.isclose(swapped.upper, -d.lower)
+    assert m.paired_interval(truth, near, near).upper == 0
+    with pytest.raises(UserError):
+        m.metric_interval(truth, near[:100])
+    assert m.metric_interval(truth, near[:100], same_tasks=False).upper > 0
+
+
+def test_noise_floor_has_its_closed_form_and_vanishes():
+    V = np.linspace(.2, .7, 6)
+    floor = m.noise_floor(V, np.full(6, .02), np.full(6, .03))
+    assert np.isclose(floor["mae"].value, np.sqrt(2 / np.pi * (.02**2 + .03**2)), rtol=.02)
+    exact = m.noise_floor(V, np.zeros(6), np.zeros(6))
+    assert exact["mae"].value == 0 and exact["rho"].value == 1
+
+
+def cell(seed=0):
+    "A made-up cell: six agents, three epsilons and the shared policy, 40 tasks, three episodes each."
+    rng, lines = key_rng(seed, "cell"), []
+    for a in range(6):
+        for e in (0., .25, 1.):
+            if e == 1 and a:
+                continue
+            p = (.1 + .12 * a) * (1 - e) + .05 * e
+            lines += [("shared" if e == 1 else f"agent{a}", e, f"t{t}", r, float(rng.random() < p)) for t in range(40) for r in range(3)]
+    return pd.DataFrame(lines, columns=["policy", "epsilon", "task_id", "replicate", "reward"])
+
+
+def rows_of(truth, shift=0., seeds=(0, 1), **fixed):
+    "Rows whose estimate is truth + shift, alternating a little between seeds."
+    base = truth.assign(cell="made", setting="ours", estimator="ADWM", metric="reward", n_rollouts=40, status="estimated").assign(**fixed)
+    parts = [base.assign(seed=s, value=base["truth"] + shift + (-1) ** s * .01) for s in seeds]
+    rows = pd.concat([p.assign(lower=p["value"] - .1, upper=p["value"] + .1) for p in parts])
+    return rows[m.ROW]
+
+
+def test_truth_table_and_episode_array():
+    episodes = cell()
+    table = m.truth_table(episodes, rollouts=3)
+    assert len(table) == 13 and (table["n_truth"] == 120).all() and (table["tasks"] == 40).all()
+    assert np.allclose(table["se_rollout"], table["se_within"])
+    array = m.episode_array(episodes, list(zip(table["policy"], table["epsilon"])), repeat="replicate")
+    assert array.shape == (40, 3, 13) and np.allclose(array.mean((0, 1)), table["truth"])
+    with pytest.raises(UserError):
+        m.episode_array(episodes.iloc[1:], list(zip(table["policy"], table["epsilon"])), repeat="replicate")
+    with pytest.raises(UserError):
+        m.episode_array(episodes, [("nobody", 0.)], repeat="replicate")
+    with pytest.raises(UserError):
+        m.truth_table(episodes.drop(columns="task_id"))
+
+
+def test_summary_averages_seeds_and_counts_epsilon_one_once():
+    truth = m.truth_table(cell())
+    own = truth[truth["epsilon"] < 1]
+    everyone = pd.concat([own, *(truth[truth["epsilon"] == 1].assign(policy=f"agent{a}") for a in range(6))])
+    rows = rows_of(everyone, shift=.02)
+    assert len(m.policy_lines(rows)) == 13
+    line = m.summary_table(rows).loc[("ours", "ADWM")]
+    assert line["policies"] == 13 and np.isclose(line["MAE"], .02) and np.isclose(line["bias"], .02), "seeds averaged first"
+    assert line["rho eps=0"] == 1 and np.isclose(line["p eps=0"], 1 / 720) and line["coverage"] == 1 and line["best inside"] == 1
+    assert line["MAE lower"] <= line["MAE"] <= line["MAE upper"] and line["rho eps=0 lower"] < 1
+
+
+def test_floors_enter_the_table_and_skill_refers_to_them():
+    rows = rows_of(m.truth_table(cell()), shift=.02)
+    table = m.summary_table(pd.concat([rows, m.floor_rows(rows, .3)]))
+    assert list(table.index) == [("ours", "ADWM"), *(("floor", n) for n in ("pool mean", "pool mean x (1 - eps)", "-eps", "eps only"))]
+    assert table.loc[("floor", "pool mean"), "skill"] == 0
+    assert np.isclose(table.loc[("ours", "ADWM"), "skill"], 1 - .02 / table.loc[("floor", "pool mean"), "MAE"])
+    assert np.isnan(table.loc[("floor", "-eps"), "MAE"]) and np.isnan(table.loc[("floor", "pool mean"), "rho eps=0"])
+    assert np.isclose(table.loc[("floor", "eps only"), "bias"], 0)
+
+
+def test_refused_rows_are_counted_not_hidden():
+    rows = rows_of(m.truth_table(cell()))
+    rows.loc[rows["policy"] == "agent5", ["value", "lower", "upper"]] = np.nan
+    rows.loc[rows["policy"] == "agent5", "status"] = "refused: pool without high rewards"
+    line = m.summary_table(rows, pool_mean=.3).loc[("ours", "ADWM")]
+    assert line["policies"] == 13 and line["refused"] == 2 and line["MAE"] < .02
+    rows[["value"]] = np.nan
+    assert m.summary_table(rows, pool_mean=.3).loc[("ours", "ADWM"), "refused"] == 13
+
+
+def test_another_truth_beside_the_same_rows():
+    truth = m.truth_table(cell())
+    fresh = truth.assign(truth=truth["truth"] + .1)
+    line = m.summary_table(rows_of(truth), fresh, pool_mean=.3).loc[("ours", "ADWM")]
+    assert np.isclose(line["bias"], -.1)
+
+
+def test_rows_of_another_shape_are_refused():
+    rows = rows_of(m.truth_table(cell()))
+    with pytest.raises(UserError, match="lack"):
+        m.summary_table(rows.drop(columns="status"))
+    with pytest.raises(UserError, match="success"):
+        m.summary_table(rows, metric="success")
+
+
+PAPER = {
+    "HotpotQA-DPO": ([.165, .151, .082, .095, .065], [.508, .496, .454, .418, .364], .125, .900, .336, .900, .040),
+    "ScienceWorld-ETO": ([.141, .078, .047, .047, .016], [.589, .567, .522, .474, .478], .117, .821, .460, .975, .061),
+    "ALFWorld-iter1": ([.153, .097, .056, .000, .000], [.554, .547, .537, .538, .541], .035, .667, .482, .975, .054),
+    "ALFWorld-iter3": ([.250, .139, .056, .028, .000], [.792, .789, .789, .767, .778], .058, .872, .688, 1.000, .073),
+    "WebShop-iter1": ([.073, .085, .073, .044, .032], [.484, .481, .466, .459, .458], .050, .821, .408, .821, .021),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_printed_figures(name):
+    V, E, pool, rho, error, rho_eps, error_pool = PAPER[name]
+    assert np.isclose(m.spearman(V, E), rho, atol=6e-4) and np.isclose(m.mae(V, E), error, atol=6e-4)
+    assert np.isclose(m.spearman(V, -np.arange(5)), rho_eps, atol=6e-4) and np.isclose(m.mae(V, pool), error_pool, atol=6e-4)
