@@ -14,7 +14,7 @@ import json
 import random
 import re
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -42,6 +42,11 @@ class Product:
     query: str
     instruction: str | None = None             # of the synthetic goal
     asked: tuple[str, ...] = ()                # attributes the instruction names
+
+    @cached_property
+    def said(self) -> str:
+        "Title, bullets and description in lower case, one after the other."
+        return "\n".join([self.title, " ".join(self.bullets), self.description]).lower()
 
 
 def _prices(
@@ -101,25 +106,26 @@ class Search:
         if not any(corpus): raise UserError("the catalogue's products have no words to search; check that it is not empty")
         engine = bm25s.BM25(k1=.9, b=.4, method="lucene")
         engine.index(corpus, show_progress=False)
-        s = engine.scores
-        self._asins = [p.asin for p in products]
-        self._columns = {w: (s["indices"][s["indptr"][i]:s["indptr"][i + 1]], s["data"][s["indptr"][i]:s["indptr"][i + 1]])
-                         for w, i in engine.vocab_dict.items() if w}
+        s, ends = engine.scores, engine.scores["indptr"]
+        ids, gains = s["indices"].astype(np.intp), s["data"].astype(float)
+        self._asins = np.array([p.asin for p in products], object)
+        self._columns = {w: (ids[ends[i]:ends[i + 1]], gains[ends[i]:ends[i + 1]]) for w, i in engine.vocab_dict.items() if w}
 
     def __call__(
         self,
         query: str,
     ) -> tuple[str, ...]:     # up to 50 identifiers, best first
         "The 50 best products; equal scores in catalogue order."
-        scores = np.zeros(len(self._asins), np.float32)
-        for w in _tokens(query, self._stem):
-            if (column := self._columns.get(w)) is not None: scores[column[0]] += column[1]
+        columns = [c for w in _tokens(query, self._stem) if (c := self._columns.get(w)) is not None]
+        if not columns: return ()
+        ids, gains = (np.concatenate(c) for c in zip(*columns))
+        scores = np.bincount(ids, gains, len(self._asins))
         found = np.flatnonzero(scores)
         if len(found) > 50:
             s = scores[found]
             found = found[s >= np.partition(s, len(s) - 50)[len(s) - 50]]
         order = found[np.argsort(-scores[found], kind="stable")[:50]]
-        return tuple(self._asins[i] for i in order)
+        return tuple(self._asins[order].tolist())
 
 # %% ../nbs/12_webshop.ipynb #56d82e62
 @dataclass(frozen=True)
@@ -260,16 +266,12 @@ def type_reward(
     r = 0. if score == 0 else .1 if score < .1 else r
     return dict(r_type=r, query_match=query, category_match=category, title_score=score)
 
-
-def _said(p: Product, what: str) -> bool:
-    "Whether title, bullets or description contain the words."
-    return what in p.title.lower() or what in " ".join(p.bullets).lower() or what in p.description.lower()
-
+# %% ../nbs/12_webshop.ipynb #5011474c
 def _wanted(group: str, value: str) -> str:
     "A goal option as the original compares it: the pair's text for synthetic goals, the colour or value for human ones."
     return normalize_color(value) if not group or value in COLOR_ORDER else f"{group} {value}"
 
-# %% ../nbs/12_webshop.ipynb #5011474c
+# %% ../nbs/12_webshop.ipynb #f17fee39
 def reward(
     bought: Product,
     goal: Goal,
@@ -279,7 +281,7 @@ def reward(
 ) -> tuple[float, dict]:               # reward in [0, 1], its parts
     "The reward of buying `bought` for `goal` (get_reward of the original, to the last bit)."
     info = type_reward(bought, goal, nouns)
-    hits = sum(any(token_set_ratio(p, g) > 85 for p in bought.attributes) or _said(bought, g) for g in goal.attributes)
+    hits = sum(any(token_set_ratio(p, g) > 85 for p in bought.attributes) or g in bought.said for g in goal.attributes)
     chosen, wanted = [normalize_color(v) for v in options.values()], [_wanted(*o) for o in goal.options]
     matched = sum(any(token_set_ratio(p, g) > 85 for p in chosen) for g in wanted)
     cheap = price <= goal.price_upper
@@ -287,7 +289,7 @@ def reward(
     info.update(r_att=hits / len(goal.attributes), r_option=matched / len(wanted) if wanted else None, r_price=cheap)
     return (hits + matched + cheap) / n * info["r_type"], info
 
-# %% ../nbs/12_webshop.ipynb #c5b7ac54
+# %% ../nbs/12_webshop.ipynb #87220b26
 class Visit(NamedTuple):
     "Where a visitor is. Immutable: a step makes a new one."
     goal: Goal
@@ -303,7 +305,7 @@ class Visit(NamedTuple):
 SEP = " [SEP] "
 _TABS = ("description", "features", "reviews")
 
-# %% ../nbs/12_webshop.ipynb #87220b26
+# %% ../nbs/12_webshop.ipynb #53c43fad
 class Shop:
     "A WebShop: products, goals, search and reward behind `open` and `step`."
     def __init__(
@@ -428,7 +430,7 @@ class Shop:
         if arg == "< prev": return v._replace(kind="results", asin="", options=()), 0., False
         return v._replace(kind="sub", sub=arg), 0., False
 
-# %% ../nbs/12_webshop.ipynb #c3251440
+# %% ../nbs/12_webshop.ipynb #5db42e0e
 def build_shop(
     raw: list[dict],             # entries of items_shuffle.json
     entries: dict[str, dict],    # items_ins_v2.json
@@ -456,7 +458,7 @@ def generated_shop(
     catalogue = generate_catalogue(seed, n)
     return build_shop(list(catalogue.products), catalogue.instructions, seed, f"a generated catalogue (seed {seed}, {n} products)")
 
-# %% ../nbs/12_webshop.ipynb #5db42e0e
+# %% ../nbs/12_webshop.ipynb #3f532810
 def sample_goals(
     shop: Shop,
     n: int,                  # how many
@@ -478,7 +480,7 @@ def sample_goals(
         rounds += [lists[j][k % len(lists[j])] for j in rng.permutation(len(lists))]
     return [replace(g, id=f"{split}-{seed}-{i}") for i, g in enumerate(rounds[:n])]
 
-# %% ../nbs/12_webshop.ipynb #b8d39a1a
+# %% ../nbs/12_webshop.ipynb #0717a9d8
 class Page(NamedTuple):
     "A page taken apart, from its text alone."
     kind: str                                     # index, results, item, sub, end
@@ -523,7 +525,7 @@ def read_page(
     return Page("item", title=parts[price - 1], price=parts[price][7:], groups=tuple((n, tuple(v)) for n, v in groups),
                 buttons=tuple(p.lower() for p in (*parts[:2], *parts[price + 2:])))
 
-# %% ../nbs/12_webshop.ipynb #0717a9d8
+# %% ../nbs/12_webshop.ipynb #7a53a0fe
 def short(
     text: str,
     n: int = 7,     # words kept
@@ -557,7 +559,7 @@ def _runs(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     for r in runs: count[r] = count.get(r, 0.) + 1. / len(runs)
     return tuple(count), tuple(count.values())
 
-# %% ../nbs/12_webshop.ipynb #7a53a0fe
+# %% ../nbs/12_webshop.ipynb #bb610bf9
 class WebShopDomain(Domain):
     "WebShop behind the common interface: page types, templates, an agent's words, the reference distribution, readout features."
     name = "webshop"
@@ -645,7 +647,7 @@ class WebShopDomain(Domain):
         "Options clicked since the item was opened, which text mode does not show."
         return " | ".join(f"{k}: {v}" for k, v in sorted(clicked_options(turns, self).items()))
 
-# %% ../nbs/12_webshop.ipynb #bb610bf9
+# %% ../nbs/12_webshop.ipynb #85616d17
 def _closeness(a: str, b: str) -> float:
     "Symmetric word overlap of two texts (F1 of word sets)."
     sa, sb = set(words(a)), set(words(b))
@@ -692,7 +694,7 @@ def clicked_options(
             out.setdefault(group, value)
     return out
 
-# %% ../nbs/12_webshop.ipynb #3face8bc
+# %% ../nbs/12_webshop.ipynb #b677f02f
 class WebShopSimulator:
     "The real environment behind the simulator protocol; deterministic, so keys are not used."
     def __init__(
@@ -726,7 +728,7 @@ class WebShopSimulator:
             out.append(Outcome(advance(s, a, r, self.shop.page(visit), self.shop.choices(visit), extra=visit), r, done))
         return out
 
-# %% ../nbs/12_webshop.ipynb #07a48481
+# %% ../nbs/12_webshop.ipynb #6fe8533e
 def expert_queries(
     shop: Shop,
     goal: Goal,
