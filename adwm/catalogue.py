@@ -84,7 +84,7 @@ GROUPS = {
 }
 PRICES = {"apparel": (12, 75), "home": (14, 90), "gadgets": (12, 95), "care": (6, 45), "pantry": (5, 40), "outdoors": (15, 95)}
 
-# %% ../nbs/11_catalogue.ipynb #bb107093
+# %% ../nbs/11_catalogue.ipynb #9cb7bedd
 def _brand(
     rng,  # numpy generator
 ) -> str: # an invented name of two or three syllables
@@ -104,7 +104,7 @@ def _draw(
     words = words.split() if isinstance(words, str) else list(words)
     return [words[i] for i in rng.permutation(len(words))[:n]]
 
-# %% ../nbs/11_catalogue.ipynb #9cb7bedd
+# %% ../nbs/11_catalogue.ipynb #ef07efc1
 def _options(
     rng,                # numpy generator
     aisle: str,         # key of GROUPS
@@ -121,7 +121,7 @@ def _options(
         out[name] = [v for v in values if v in picked]
     return out
 
-# %% ../nbs/11_catalogue.ipynb #3940a74d
+# %% ../nbs/11_catalogue.ipynb #979fc8f5
 def _pricing(
     rng,                 # numpy generator
     low: float,          # cheapest usual price of the department, dollars
@@ -134,7 +134,7 @@ def _pricing(
     if rng.random() > .125: return f"${price:.2f}"
     return f"${price:.2f} to ${price * float(rng.uniform(1.2, 1.7)):.2f}"
 
-# %% ../nbs/11_catalogue.ipynb #ef07efc1
+# %% ../nbs/11_catalogue.ipynb #efbcd0ab
 @dataclass(frozen=True)
 class _Family:
     "What the members of a family share."
@@ -156,7 +156,7 @@ def _family(
     material = _draw(rng, MATERIALS[aisle.split()[0]], 1)[0]
     return _Family(aisle, kind, material, _draw(rng, USES, 1)[0], tuple(pool), tuple(_draw(rng, pool, 5)))
 
-# %% ../nbs/11_catalogue.ipynb #979fc8f5
+# %% ../nbs/11_catalogue.ipynb #aa0f3caa
 def _title(
     rng,                     # numpy generator
     family: _Family,
@@ -184,7 +184,7 @@ def _texts(
                f"{rng.choice(['easy to clean', 'ships in two days', 'thirty day return', 'one year warranty'])}"]
     return " ".join(lines), bullets
 
-# %% ../nbs/11_catalogue.ipynb #8a1be330
+# %% ../nbs/11_catalogue.ipynb #746eaf3c
 def _asin(
     rng,           # numpy generator
     taken: set,    # identifiers in use
@@ -223,7 +223,7 @@ def _member(
         asin=asin, category=department, query=family.kind, page=1)
     return product, dict(attributes=attributes, instruction=_instruction(rng, asked, family.kind), instruction_attributes=asked)
 
-# %% ../nbs/11_catalogue.ipynb #227c90ed
+# %% ../nbs/11_catalogue.ipynb #f53d4134
 def _instruction(
     rng,               # numpy generator
     asked: list[str],  # attributes asked for
@@ -234,7 +234,7 @@ def _instruction(
     if len(asked) == 2 or rng.random() < .5: return f"{head} {', '.join(asked)} {kind}"
     return f"{head} {', '.join(asked[:-1])} {kind} that is {asked[-1]}"
 
-# %% ../nbs/11_catalogue.ipynb #5beb7eca
+# %% ../nbs/11_catalogue.ipynb #cce1ef85
 @dataclass(frozen=True)
 class Catalogue:
     "A generated shop's two files."
@@ -264,7 +264,7 @@ def generate_catalogue(
     order = rng.permutation(n)
     return Catalogue(seed, tuple(products[i] for i in order), instructions)
 
-# %% ../nbs/11_catalogue.ipynb #3ffe34ae
+# %% ../nbs/11_catalogue.ipynb #88ed50be
 def write_catalogue(
     catalogue: Catalogue,
     folder,                # made if missing
