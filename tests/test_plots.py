@@ -1,0 +1,107 @@
+"""Figures: drawn from synthetic rows, with the points where they belong."""
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from adwm import metrics, plots
+from adwm.core import UserError, key_rng
+
+
+def rows(settings=("ours", "paper"), agents=6, epsilons=(0., .25, 1.), interval=True):
+    "Rows of a made-up cell, with floors."
+    rng, lines = key_rng(0, "rows"), []
+    for a in range(agents):
+        for e in epsilons:
+            V = (.1 + .1 * a) * (1 - e) + .05 * e
+            for setting in settings:
+                for seed in (0, 1):
+                    v = V + .02 * rng.normal() if setting == "ours" else .4 + .2 * V
+                    bounds = (v - .05, v + .05) if interval else (np.nan, np.nan)
+                    lines.append(("made", setting, "ADWM", "shared" if e == 1 else f"agent{a}", e, seed, "reward", v, *bounds, V, .01, 150, 600, "estimated"))
+    table = pd.DataFrame(lines, columns=metrics.ROW)
+    return pd.concat([table, metrics.floor_rows(table, .3)], ignore_index=True)
+
+
+def test_scatter_has_one_panel_per_setting_and_every_policy():
+    fig = plots.scatter(rows(), band=.02)
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["ADWM, ours", "ADWM, paper"]
+    points = [line for line in fig.axes[0].lines if line.get_marker() in plots.MARKERS and len(line.get_xdata()) == 1]
+    assert len(points) == 13, "6 agents x 2 epsilons and the shared policy once"
+    truth = sorted(round(float(p.get_xdata()[0]), 6) for p in points)
+    assert truth == sorted(round(v, 6) for v in metrics.policy_lines(rows()).query("setting == 'ours'")["truth"])
+
+
+@pytest.mark.parametrize("settings", [("ours",), ("ours", "paper", "third")])
+def test_scatter_with_other_numbers_of_settings_and_no_intervals(settings):
+    assert len(plots.scatter(rows(settings, interval=False)).axes) == len(settings)
+
+
+def test_epsilon_curves_end_in_the_shared_policy():
+    fig = plots.epsilon_curves(rows(agents=7), columns=3)
+    shown = [ax for ax in fig.axes if ax.get_visible()]
+    assert len(shown) == 7
+    ours = shown[0].lines[0]
+    assert list(ours.get_xdata()) == [0, .25, 1]
+
+
+def test_estimate_figure_is_saved(tmp_path):
+    fig = plots.estimate_figure(rows(agents=8), floor=metrics.Interval(.02, .01, .03), title="made up")
+    path = plots.save_figure(fig, tmp_path / "new" / "slide.png")
+    assert path.stat().st_size > 30_000
+    assert plots.save_figure(fig, tmp_path / "slide.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_one_agent_one_epsilon():
+    assert plots.estimate_figure(rows(("ours",), agents=1, epsilons=(0.,))).subfigs
+
+
+def test_error_ladder_is_sorted_and_names_the_floors():
+    fig = plots.error_ladder(metrics.summary_table(rows()), metrics.Interval(.02, .01, .03))
+    names = [t.get_text() for t in fig.axes[0].get_yticklabels()]
+    assert names[0] == "ADWM, ours" and {"pool mean", "eps only"} <= set(names) and "-eps" not in names
+    assert plots.error_ladder(metrics.summary_table(rows()), column="MAE eps=0").axes
+
+
+def test_loss_curves_one_panel_per_phase():
+    lines = [dict(phase=p, update=u, loss=l, value=1 / (1 + u)) for p in ("joint", "cached") for l in "ab" for u in range(5)]
+    assert len(plots.loss_curves(lines).axes) == 2
+    assert len(plots.loss_curves(pd.DataFrame(lines)).axes) == 2
+    with pytest.raises(UserError, match="value"):
+        plots.loss_curves([{"phase": "joint", "update": 0, "loss": "a"}])
+
+
+def test_calibration_bins_hold_the_data():
+    truth = key_rng(0, "c").random(400)
+    fig = plots.calibration({"exact": truth}, truth, np.repeat(np.arange(100), 4))
+    x, y = fig.axes[0].lines[0].get_data()
+    assert np.allclose(x, y) and len(x) == 8
+
+
+def test_weight_concentration_survives_huge_logs():
+    logw = {"T = 1": np.zeros(100), "T = 12": np.linspace(-500, 500, 100)}
+    fig = plots.weight_concentration(logw)
+    labels = [t.get_text() for t in fig.axes[0].get_legend().get_texts()]
+    assert labels[:2] == ["T = 1: ESS 100 of 100", "T = 12: ESS 1 of 100"]
+
+
+def test_stage_bars_from_dict_and_frame():
+    seconds = {"model": 100., "rollouts": 20.}
+    for given in (seconds, pd.DataFrame({"stage": seconds.keys(), "seconds": seconds.values()})):
+        assert plots.stage_bars(given).axes[0].get_title(loc="left") == "2.0 minutes in all"
+
+
+def test_no_rows_is_a_sentence_and_style_is_left_alone():
+    before = dict(plt.rcParams)
+    with pytest.raises(UserError, match="FQE"):
+        plots.scatter(rows(), estimator="FQE")
+    plots.stage_bars({"a": 1.})
+    assert dict(plt.rcParams) == before and not plt.get_fignums(), "no style leaks, no figure stays open"
+
+
+def test_colours_keep_their_meaning():
+    colors = plots.color_of(["ours", "paper", "a", "b"])
+    assert colors["ours"] == plots.COLORS["ours"] and len(set(colors.values())) == 4
