@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PREDICTIONS', 'SAMPLERS', 'Schedule', 'cosine_schedule', 'q_sample', 'eps_to_z0', 'z0_to_eps', 'eps_to_score',
-           'score_to_eps', 'noise_model', 'snr', 'loss_weight', 'reverse_step', 'visited_steps', 'denoise']
+           'score_to_eps', 'noise_model', 'snr', 'loss_weight', 'reverse_step', 'visited_steps', 'denoise',
+           'mixture_eps', 'sampled_moments']
 
 # %% ../nbs/30_schedule.ipynb #9e84312a
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ class Schedule:
         like: Tensor,  # a latent, (b, ...), whose dtype and device the result takes
     ) -> Tensor:       # abar_k, (b, 1, ...)
         "Look up abar for a batch of steps, shaped to multiply latents."
-        abar = torch.cat([self.abar, self.abar.new_ones(1)])
-        return abar.to(like.device)[k.to(like.device)].to(like.dtype).reshape(-1, *[1]*(like.dim() - 1))
+        k = k.to(self.abar.device)
+        abar = torch.where(k < 0, 1., self.abar[k])
+        return abar.to(like).reshape(-1, *[1]*(like.dim() - 1))
 
 # %% ../nbs/30_schedule.ipynb #1e81de83
 def cosine_schedule(
@@ -185,3 +187,33 @@ def denoise(
         fresh = noise[i].to(zk) if sampler == "ddpm" and i < steps - 1 else None
         zk = reverse_step(zk, eps, k, k_next, fresh, schedule, z0_max)
     return zk
+
+# %% ../nbs/30_schedule.ipynb #ca9acf01
+def mixture_eps(
+    means: Tensor,       # component means, (m, d)
+    var: Tensor,         # component variances, (m,)
+    weights: Tensor,     # component weights, sum one, (m,)
+    schedule: Schedule,
+) -> Callable:           # (zk (b, d), k (b,)) -> eps (b, d)
+    "The exact noise model of a mixture of round Gaussians."
+    def eps_fn(zk, k):
+        abar = schedule.at(k, zk)
+        total = abar*var.to(zk) + 1 - abar
+        off = zk[:, None] - abar[..., None].sqrt()*means.to(zk)
+        logp = weights.to(zk).log() - off.square().sum(-1)/total/2 - zk.shape[-1]/2*total.log()
+        return score_to_eps(-((logp.softmax(-1)/total)[..., None]*off).sum(1), k, schedule)
+    return eps_fn
+
+# %% ../nbs/30_schedule.ipynb #33ef4103
+def sampled_moments(
+    eps_fn: Callable,             # noise model for d = 1, affine in zk
+    schedule: Schedule,
+    steps: int|None = None,       # steps visited; all by default
+    sampler: str = "ddpm",
+    guide: Callable|None = None,  # guide, affine in zk
+) -> tuple[float, float]:         # mean, variance
+    "Exact mean and variance of what `denoise` samples, for a noise model affine in one dimension."
+    steps = steps or schedule.K
+    units = torch.eye(steps + 2, dtype=torch.float64)[:, :, None]  # row 0 is the baseline, 1 is z_K, then one per step
+    out = denoise(eps_fn, schedule, units[1], units[2:], steps, sampler, guide)[:, 0]
+    return float(out[0]), float((out[1:] - out[0]).square().sum())
