@@ -79,7 +79,7 @@ GROUPS = {
     "care scent": {"scent": "citrus vanilla mint rose jasmine amber peach cedar musk", "size": "1oz 2oz 4oz 8oz"},
     "pantry drinks": {"flavor name": "hazelnut caramel vanilla mint lemon berry peach mango", "size": "6pack 12pack 24pack 48pack"},
     "pantry snacks": {"flavor name": "caramel chocolate banana lemon berry apple pumpkin cheddar", "size": "6pack 12pack 24pack 48pack"},
-    "outdoors camp": {"color": COLORS, "size": "small medium large x-large", "style": "classic expedition family ultralight"},
+    "outdoors camp": {"color": COLORS, "size": "small medium large x-large", "style": "classic expedition family basecamp"},
     "outdoors carry": {"color": COLORS, "capacity": "10l 15l 20l 30l 40l 60l"},
 }
 PRICES = {"apparel": (12, 75), "home": (14, 90), "gadgets": (12, 95), "care": (6, 45), "pantry": (5, 40), "outdoors": (15, 95)}

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOR_ORDER', 'SEP', 'GROUP_NAMES', 'Product', 'read_product', 'document', 'Search', 'Goal', 'synthetic_goals',
-           'human_goals', 'token_set_ratio', 'normalize_color', 'lexicon_nouns', 'type_reward', 'reward', 'Visit',
-           'Shop', 'build_shop', 'generated_shop', 'sample_goals', 'Page', 'read_page', 'short', 'dollars',
-           'instruction_words', 'WebShopDomain', 'clicked_options', 'WebShopSimulator', 'expert_queries',
-           'expert_query', 'expert']
+           'human_goals', 'token_set_ratio', 'normalize_color', 'lexicon_nouns', 'spacy_nouns', 'type_reward', 'reward',
+           'Visit', 'Shop', 'rich_text', 'build_shop', 'generated_shop', 'read_shop', 'sample_goals', 'Page',
+           'read_page', 'short', 'dollars', 'instruction_words', 'WebShopDomain', 'clicked_options', 'read_request',
+           'WebShopSimulator', 'expert_queries', 'expert_query', 'expert']
 
 # %% ../nbs/12_webshop.ipynb #afadc1b1
 import json
@@ -25,7 +25,7 @@ from .core import UserError, key_rng
 from .envs import Domain, Outcome, Reference, State, advance, overlap, words
 from .episodes import TERMINAL, Task, Turn
 
-# %% ../nbs/12_webshop.ipynb #58810027
+# %% ../nbs/12_webshop.ipynb #99827355
 @dataclass(frozen=True)
 class Product:
     "One product as the shop uses it."
@@ -72,7 +72,7 @@ def read_product(
                    tag, prices, options, tuple(entry.get("attributes", ["DUMMY_ATTR"])), raw["category"], raw["product_category"],
                    raw["query"].lower().strip(), entry.get("instruction"), tuple(entry.get("instruction_attributes") or ()))
 
-# %% ../nbs/12_webshop.ipynb #70636f00
+# %% ../nbs/12_webshop.ipynb #5e3e318c
 _STOP = frozenset("a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was will with".split())
 
 
@@ -93,7 +93,7 @@ def document(
     options = ", and ".join(f"{k}: {', '.join(v)}" for k, v in p.options.items())
     return " ".join([p.title, p.description, p.bullets[0] if p.bullets else "", options]).lower()
 
-# %% ../nbs/12_webshop.ipynb #b3010565
+# %% ../nbs/12_webshop.ipynb #e429fa38
 class Search:
     "BM25 over the products (k1 = .9, b = .4, Lucene's idf)."
     def __init__(
@@ -127,7 +127,7 @@ class Search:
         order = found[np.argsort(-scores[found], kind="stable")[:50]]
         return tuple(self._asins[order].tolist())
 
-# %% ../nbs/12_webshop.ipynb #56d82e62
+# %% ../nbs/12_webshop.ipynb #1e3577b9
 @dataclass(frozen=True)
 class Goal:
     "What the visitor is asked to buy."
@@ -154,7 +154,7 @@ def _bound(
     upper = max(rng.sample(above, 2))
     return upper, f", and price lower than {upper:.2f} dollars"
 
-# %% ../nbs/12_webshop.ipynb #655cd1be
+# %% ../nbs/12_webshop.ipynb #f17fee39
 def synthetic_goals(
     products: list[Product],
     prices: dict[str, float],      # asin -> dollars
@@ -175,7 +175,7 @@ def synthetic_goals(
             for a in p.asked: count[a] = count.get(a, 0) + 1
     return [replace(g, weight=sum(1. / count[a] for a in g.attributes) / len(g.attributes)) for g in goals]
 
-# %% ../nbs/12_webshop.ipynb #e429fa38
+# %% ../nbs/12_webshop.ipynb #c5b7ac54
 def human_goals(
     products: list[Product],
     prices: dict[str, float],
@@ -192,7 +192,7 @@ def human_goals(
                               tuple(("", v) for v in h["instruction_options"]), upper, p.title, p.query, p.category, p.product_category))
     return goals
 
-# %% ../nbs/12_webshop.ipynb #d9149464
+# %% ../nbs/12_webshop.ipynb #c3251440
 def _lcs(a: str, b: str) -> int:
     "Length of the longest common subsequence, bit-parallel (Hyyro 2004)."
     masks: dict[str, int] = {}
@@ -223,7 +223,7 @@ def token_set_ratio(
     pairs = [(one, two)] + ([(both, one), (both, two)] if both else [])
     return max(_ratio(x, y) for x, y in pairs)
 
-# %% ../nbs/12_webshop.ipynb #1e3577b9
+# %% ../nbs/12_webshop.ipynb #b8d39a1a
 COLOR_ORDER = tuple("""alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel camo caramel champagne charcoal cheetah
 chestnut chocolate christmas coffee cognac copper coral cranberry cream crystal dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey heather
 indigo ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight mint mocha multicolor mushroom mustard natural navy nude olive orange peach pewter
@@ -238,7 +238,7 @@ def normalize_color(
     "The first word of the ordered colour list that the value contains."
     return next((c for c in COLOR_ORDER if c in value), value)
 
-
+# %% ../nbs/12_webshop.ipynb #7a53a0fe
 _PLAIN = frozenset((" ".join(ADJECTIVES.values()) + " " + COLORS + " new best good great simple easy soft warm cool hot cold big small medium large mini extra super free high low long "
     "short black round square double single triple quick slow light dark heavy thin thick pure real safe clean dry wet old young natural with without from per plus and or for of the a an "
     "in on by to is it this that your our you all every each").split())
@@ -251,7 +251,22 @@ def lexicon_nouns(
     "A small noun tagger: every word that is not in a list of adjectives and function words."
     return tuple(w for w in re.findall(r"[a-z][a-z'-]*", title.lower()) if w not in _PLAIN and len(w) > 1)
 
-# %% ../nbs/12_webshop.ipynb #887c4c83
+# %% ../nbs/12_webshop.ipynb #bb610bf9
+def spacy_nouns(
+    model: str = "en_core_web_lg",    # an installed spaCy model
+) -> Callable[[str], tuple]:          # a noun tagger
+    "The original's tagger: tokens tagged NOUN or PROPN."
+    try:
+        import spacy
+        nlp = spacy.load(model)
+    except (ImportError, OSError) as err:
+        raise UserError(f"the noun tagger needs spaCy and its model '{model}' ({err}); install them or use the built-in lexicon_nouns") from err
+
+    @lru_cache(maxsize=65536)
+    def nouns(title: str) -> tuple[str, ...]: return tuple(t.text.lower() for t in nlp(title) if t.pos_ in ("NOUN", "PROPN"))
+    return nouns
+
+# %% ../nbs/12_webshop.ipynb #3face8bc
 def type_reward(
     bought: Product,
     goal: Goal,
@@ -266,12 +281,12 @@ def type_reward(
     r = 0. if score == 0 else .1 if score < .1 else r
     return dict(r_type=r, query_match=query, category_match=category, title_score=score)
 
-# %% ../nbs/12_webshop.ipynb #5011474c
+# %% ../nbs/12_webshop.ipynb #b677f02f
 def _wanted(group: str, value: str) -> str:
     "A goal option as the original compares it: the pair's text for synthetic goals, the colour or value for human ones."
     return normalize_color(value) if not group or value in COLOR_ORDER else f"{group} {value}"
 
-# %% ../nbs/12_webshop.ipynb #f17fee39
+# %% ../nbs/12_webshop.ipynb #07a48481
 def reward(
     bought: Product,
     goal: Goal,
@@ -289,7 +304,7 @@ def reward(
     info.update(r_att=hits / len(goal.attributes), r_option=matched / len(wanted) if wanted else None, r_price=cheap)
     return (hits + matched + cheap) / n * info["r_type"], info
 
-# %% ../nbs/12_webshop.ipynb #87220b26
+# %% ../nbs/12_webshop.ipynb #dc0d619a
 class Visit(NamedTuple):
     "Where a visitor is. Immutable: a step makes a new one."
     goal: Goal
@@ -301,11 +316,11 @@ class Visit(NamedTuple):
     sub: str = ""                          # description, features, reviews, attributes
     opened: frozenset = frozenset()        # products opened since the last return to the index
 
-
+# %% ../nbs/12_webshop.ipynb #ca61d7d8
 SEP = " [SEP] "
 _TABS = ("description", "features", "reviews")
 
-# %% ../nbs/12_webshop.ipynb #53c43fad
+# %% ../nbs/12_webshop.ipynb #33e42169
 class Shop:
     "A WebShop: products, goals, search and reward behind `open` and `step`."
     def __init__(
@@ -430,7 +445,23 @@ class Shop:
         if arg == "< prev": return v._replace(kind="results", asin="", options=()), 0., False
         return v._replace(kind="sub", sub=arg), 0., False
 
-# %% ../nbs/12_webshop.ipynb #5db42e0e
+# %% ../nbs/12_webshop.ipynb #7d45b12c
+def rich_text(
+    shop: Shop,
+    v: Visit,
+) -> str:      # the page as text_rich shows it
+    "Buttons in [button] ... [button_], chosen options as [clicked button], the instruction first."
+    chosen, values = dict(v.options), set()
+    if v.kind == "item": values = {x for g in shop.by_asin[v.asin].options.values() for x in g}
+    lines, clicks = [], set(shop.clickables(v))
+    for part in shop.observation(v).split(SEP):
+        name = "clicked button" if part in chosen.values() or part in v.opened and v.kind == "results" else "button"
+        button = part.lower() in clicks and (part in values or part.lower() not in values)
+        space = "  " if part in values else "\n" if part in v.hits else ""
+        lines.append(f"{space}[{name}] {part} [{name}_]" if button else part)
+    return "".join(f"You have clicked {x}.\n" for x in reversed(chosen.values())) + "\n".join(lines) + "\n"
+
+# %% ../nbs/12_webshop.ipynb #98507bac
 def build_shop(
     raw: list[dict],             # entries of items_shuffle.json
     entries: dict[str, dict],    # items_ins_v2.json
@@ -449,7 +480,7 @@ def build_shop(
     goals = [replace(g, id=f"goal-{i}") for i, g in enumerate(goals)]
     return Shop(products, prices, goals, origin, **options)
 
-
+# %% ../nbs/12_webshop.ipynb #fea7ed1a
 def generated_shop(
     seed: int = 0,         # another seed, another shop
     n: int = 560,          # number of products
@@ -458,7 +489,44 @@ def generated_shop(
     catalogue = generate_catalogue(seed, n)
     return build_shop(list(catalogue.products), catalogue.instructions, seed, f"a generated catalogue (seed {seed}, {n} products)")
 
-# %% ../nbs/12_webshop.ipynb #3f532810
+# %% ../nbs/12_webshop.ipynb #3c69933e
+def _read_json(folder: Path, names: list[str], what: str, needed: bool = True):
+    "The first of the files that exists, parsed."
+    path = next((folder / n for n in names if (folder / n).is_file()), None)
+    if path is None:
+        if not needed: return None
+        raise UserError(f"{folder} lacks the {what} of WebShop ({' or '.join(names)}); download them with the original's setup.sh or leave the path out to use the generated shop")
+    try: return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as err: raise UserError(f"{path} is not readable as JSON ({err}); download it again") from err
+
+
+def read_shop(
+    folder,                          # with items_shuffle*.json, items_ins_v2*.json, items_human_ins*.json
+    seed: int = 0,
+    human: bool = False,             # goals written by people instead of synthetic ones
+    limit: int | None = None,        # the first products only
+    nouns: Callable = lexicon_nouns,
+) -> Shop:
+    "A shop from the original's files (or from write_catalogue's)."
+    folder = Path(folder)
+    if not folder.is_dir(): raise UserError(f"the WebShop folder {folder} does not exist; give the folder that holds items_shuffle.json")
+    raw = _read_json(folder, ["items_shuffle.json", "items_shuffle_1000.json"], "products")
+    entries = _read_json(folder, ["items_ins_v2.json", "items_ins_v2_1000.json"], "attributes and instructions")
+    written = _read_json(folder, ["items_human_ins.json", "items_human_ins_13.json"], "human instructions") if human else None
+    if not isinstance(raw, list) or not isinstance(entries, dict): raise UserError(f"{folder}: items_shuffle.json must be a list and items_ins_v2.json an object; these are other files")
+    _check_products(raw[:limit], folder)
+    return build_shop(raw[:limit], entries, seed, f"the WebShop files in {folder} ({len(raw[:limit])} products)", written, nouns=nouns)
+
+
+def _check_products(raw: list, folder: Path) -> None:
+    "Every entry has the fields the shop reads."
+    if not raw: raise UserError(f"the catalogue in {folder} has no products; its items_shuffle.json is empty")
+    fields = "asin name full_description small_description customization_options category product_category query".split()
+    for i, r in enumerate(raw):
+        missing = next((f for f in fields if not isinstance(r, dict) or f not in r), None)
+        if missing: raise UserError(f"product {i} of {folder}/items_shuffle*.json lacks the field '{missing}'; the file is incomplete or of another data set")
+
+# %% ../nbs/12_webshop.ipynb #fe477708
 def sample_goals(
     shop: Shop,
     n: int,                  # how many
@@ -480,7 +548,7 @@ def sample_goals(
         rounds += [lists[j][k % len(lists[j])] for j in rng.permutation(len(lists))]
     return [replace(g, id=f"{split}-{seed}-{i}") for i, g in enumerate(rounds[:n])]
 
-# %% ../nbs/12_webshop.ipynb #0717a9d8
+# %% ../nbs/12_webshop.ipynb #8101f30c
 class Page(NamedTuple):
     "A page taken apart, from its text alone."
     kind: str                                     # index, results, item, sub, end
@@ -494,13 +562,10 @@ class Page(NamedTuple):
     buttons: tuple[str, ...] = ()
 
 
-GROUP_NAMES = frozenset([n for g in GROUPS.values() for n in g] + """color size style scent flavor pattern material length width capacity configuration team shape
-    item_shape item_display_length model edition set format design grip unit count quantity material_type special_size special_size_type size_name flavor_name fit_type
-    pattern_name scent_name service_plan product_packaging hand_orientation wattage""".replace("_", " ").split()
-    + ["item shape", "flavor name", "fit type", "pattern name", "scent name", "size name", "material type", "item package quantity", "number of items", "unit count",
-       "special size type", "item display length", "shape", "model name", "service provider", "computer memory size", "digital storage capacity"])
+GROUP_NAMES = frozenset([name for g in GROUPS.values() for name in g] + ["color", "size", "style", "flavor name", "fit type", "scent", "flavor", "pattern name", "item shape",
+    "number of items", "material", "material type", "width", "length", "capacity", "configuration", "edition", "special size", "size name", "scent name", "item package quantity", "unit count"])
 
-
+# %% ../nbs/12_webshop.ipynb #3447015a
 @lru_cache(maxsize=65536)
 def read_page(
     obs: str,                               # text mode, without the instruction
@@ -525,7 +590,7 @@ def read_page(
     return Page("item", title=parts[price - 1], price=parts[price][7:], groups=tuple((n, tuple(v)) for n, v in groups),
                 buttons=tuple(p.lower() for p in (*parts[:2], *parts[price + 2:])))
 
-# %% ../nbs/12_webshop.ipynb #7a53a0fe
+# %% ../nbs/12_webshop.ipynb #fcb91d04
 def short(
     text: str,
     n: int = 7,     # words kept
@@ -559,7 +624,7 @@ def _runs(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     for r in runs: count[r] = count.get(r, 0.) + 1. / len(runs)
     return tuple(count), tuple(count.values())
 
-# %% ../nbs/12_webshop.ipynb #bb610bf9
+# %% ../nbs/12_webshop.ipynb #80fa7140
 class WebShopDomain(Domain):
     "WebShop behind the common interface: page types, templates, an agent's words, the reference distribution, readout features."
     name = "webshop"
@@ -647,7 +712,11 @@ class WebShopDomain(Domain):
         "Options clicked since the item was opened, which text mode does not show."
         return " | ".join(f"{k}: {v}" for k, v in sorted(clicked_options(turns, self).items()))
 
-# %% ../nbs/12_webshop.ipynb #85616d17
+    def features(self, task: str, turns: tuple[Turn, ...], last_action: str, last_obs: str) -> np.ndarray:
+        "Readout features at the purchase, from text alone: what was asked against what was bought."
+        return _features(self, task, turns, last_action, last_obs)
+
+# %% ../nbs/12_webshop.ipynb #d698e7f5
 def _closeness(a: str, b: str) -> float:
     "Symmetric word overlap of two texts (F1 of word sets)."
     sa, sb = set(words(a)), set(words(b))
@@ -694,7 +763,55 @@ def clicked_options(
             out.setdefault(group, value)
     return out
 
-# %% ../nbs/12_webshop.ipynb #b677f02f
+# %% ../nbs/12_webshop.ipynb #58a79aa7
+_ASIDE = frozenset("find me i need show am looking for get that is with and a an the of want to buy some in on under less than please".split())
+
+
+@lru_cache(maxsize=16384)
+def read_request(
+    text: str,                 # the instruction
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...], float]:   # phrases asked for, (group, value) pairs, price bound in dollars
+    "Take an instruction apart: phrases (attributes and kind), options, bound (infinite if none)."
+    head, _, tail = text.lower().partition(", and price lower than ")
+    bound = float(m[0]) if (m := re.match(r"\d+(?:\.\d+)?", tail)) else np.inf
+    at = re.search(r" with (?=[a-z][a-z ]*: )", head)
+    said = head[at.end():] if at else ""
+    options = tuple(tuple(x.split(": ", 1)) for x in re.split(r", and (?=[a-z][a-z ]*: )", said) if ": " in x)
+    parts = re.split(r",| that is | with | and ", head[:at.start()] if at else head)
+    phrases = (" ".join(w for w in words(x) if w not in _ASIDE) for x in parts)
+    return tuple(x for x in phrases if x), options, bound
+
+
+def _read_since_opened(domain: WebShopDomain, turns: tuple[Turn, ...]) -> set[str]:
+    "Words of the tabs read since the item was opened."
+    told: set[str] = set()
+    for t in reversed(turns):
+        page = read_page(t.obs, domain.names)
+        if page.kind in ("results", "index"): break
+        if page.kind == "sub": told |= set(words(" ".join(page.body)))
+    return told
+
+
+def _features(domain: WebShopDomain, task: str, turns: tuple[Turn, ...], last_action: str, last_obs: str) -> np.ndarray:
+    "Counts of what was asked and found, and the reward formula evaluated on them."
+    page, (phrases, options, bound) = read_page(last_obs, domain.names), read_request(task)
+    title, asked = set(words(page.title)), [w for x in phrases for w in x.split()]
+    known = title | _read_since_opened(domain, turns)
+    clicked = clicked_options(turns, domain)
+    chosen, wanted = [normalize_color(v) for v in clicked.values()], [_wanted(*o) for o in options]
+    hit = sum(any(token_set_ratio(c, w) > 85 for c in chosen) for w in wanted)
+    offered = sum(any(v == value for _, values in page.groups for v in values) for _, value in options)
+    prices = [float(x) for x in re.findall(r"\d+(?:\.\d+)?", page.price)] or [0.]
+    cheap = float(np.mean([x <= bound for x in prices]))
+    shown = float(np.mean([all(w in title for w in x.split()) for x in phrases])) if phrases else 0.
+    read = sum(w in known for w in asked) / max(len(asked), 1)
+    kind = float(any(x.split()[-1] in title for x in phrases))
+    n = len(asked) + len(options) + 1
+    guess = (read * len(asked) + hit + cheap) / n
+    return np.array([read, shown, kind, len(asked) / 6, hit / max(len(options), 1), (len(options) - hit) / 3, (offered - hit) / 3, len(options) / 3, len(clicked) / 3, cheap,
+                     float(0 < cheap < 1), guess, guess * kind, hit / n, cheap / n, overlap(list(title), asked), len(turns) / 10, float(last_action.lower() == "click[buy now]")])
+
+# %% ../nbs/12_webshop.ipynb #bf613f6c
 class WebShopSimulator:
     "The real environment behind the simulator protocol; deterministic, so keys are not used."
     def __init__(
@@ -728,7 +845,7 @@ class WebShopSimulator:
             out.append(Outcome(advance(s, a, r, self.shop.page(visit), self.shop.choices(visit), extra=visit), r, done))
         return out
 
-# %% ../nbs/12_webshop.ipynb #6fe8533e
+# %% ../nbs/12_webshop.ipynb #4c4505bb
 def expert_queries(
     shop: Shop,
     goal: Goal,
@@ -749,7 +866,7 @@ def expert_query(
     ranks = [hits.index(goal.asin) if goal.asin in hits else 999 for hits in map(shop.search, queries)]
     return next((q for top in (10, 50) for q, r in zip(queries, ranks) if r < top), queries[-1])
 
-
+# %% ../nbs/12_webshop.ipynb #d1d8bb7d
 def expert(
     shop: Shop,
     goal: Goal,
