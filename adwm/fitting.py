@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'relation_names', 'Memo', 'pointers', 'Corpus', 'page_types', 'make_corpus', 'FitConfig', 'setting_config',
            'dsm_loss', 'diversity_loss', 'balanced_bce', 'relation_logits', 'relation_loss', 'bag_of_words',
-           'text_loss', 'joint_losses', 'turn_relation', 'Average', 'optimise', 'train_joint', 'encode_corpus',
-           'train_cached', 'Fitted', 'fit', 'plot_curves']
+           'text_loss', 'dropped_condition', 'joint_losses', 'turn_relation', 'Average', 'optimise', 'train_joint',
+           'encode_corpus', 'train_cached', 'Fitted', 'fit', 'plot_curves']
 
 # %% ../nbs/33_fitting.ipynb #9726b868
 import json
@@ -127,6 +127,7 @@ class FitConfig:
     clip: float = 1.0         # gradient norm (paper)
     ema: float = 0.995        # averages about the last 200 updates
     drop: float = 0.1         # actions withheld (Eq. 8, classifier-free guidance); 0.1 is usual
+    drop_context: float = 0.5 # ours: contexts withheld from the score net; they are fingerprints of episodes
     snr_max: float = 5.0      # cap of the SNR weights of clean-latent prediction; noise prediction is plain (Eq. 41)
     upsample: float = 1.0     # how much more often a successful episode is drawn
     stop_target: bool = True  # the target latent is a constant for the diffusion loss, or the encoder would simplify it
@@ -201,8 +202,7 @@ def relation_logits(
     "Log-probabilities of same, again, copy..., new."
     possible = option >= 0
     agree = possible & (option == option[:, 1:2])
-    extra = model.condition(c, acts)[:, c.shape[1]:]
-    logit = model.relation(torch.cat([z, c, extra, possible.float(), agree.float()], -1))
+    logit = model.relation(torch.cat([model.condition(c, z, acts), possible.float(), agree.float()], -1))
     possible = possible.clone(); possible[:, -1] = True
     return logit.masked_fill(~possible, -torch.inf).log_softmax(-1)
 
@@ -234,6 +234,22 @@ def text_loss(
     return -(logit.log_softmax(-1).gather(1, bucket)*weight).sum(1).mean()
 
 # %% ../nbs/33_fitting.ipynb #002d8bec
+def dropped_condition(
+    model: WorldModel,
+    c: Tensor, c_null: Tensor,   # (b, context) each
+    z: Tensor,                   # present latents, (b, d_z)
+    acts: Acts,                  # (b,)
+    fit: "FitConfig",
+    gen: torch.Generator,
+) -> Tensor:                     # (b, context + extra)
+    "Conditions of a batch, some without action, some (ours) without context."
+    chance = torch.rand(len(c), 2, generator=gen)
+    cond = torch.where(chance[:, :1] < fit.drop, model.condition(c_null, z, None), model.condition(c, z, acts))
+    if not model.extra: return cond
+    width = c.shape[1]
+    return torch.cat([cond[:, :width]*(chance[:, 1:] >= fit.drop_context), cond[:, width:]], -1)
+
+# %% ../nbs/33_fitting.ipynb #2011c340
 def joint_losses(
     model: WorldModel,
     corpus: Corpus,
@@ -251,8 +267,7 @@ def joint_losses(
     acts = Acts(corpus.acts.index[pick, :T], corpus.acts.words[pick, :T])
     c, c_null = model.contexts(z_task, z[:, :-1], acts)
     now, after, flat = z[:, :-1][on], z[:, 1:][on], Acts(acts.index[on], acts.words[on])
-    drop = torch.rand(len(now), 1, generator=gen) < fit.drop
-    cond = torch.where(drop, model.condition(c_null[on], None), model.condition(c[on], flat))
+    cond = dropped_condition(model, c[on], c_null[on], now, flat, fit, gen)
     out = dict(dsm=dsm_loss(model, after.detach() if fit.stop_target else after, cond, gen, fit.snr_max))
     out["inverse"] = F.cross_entropy(model.inverse(torch.cat([now, after], -1)), flat.index)
     out["bc"] = F.cross_entropy(model.bc(torch.cat([now, c_null[on]], -1)), flat.index)
@@ -271,7 +286,7 @@ def turn_relation(model, corpus, pick, now, c, flat, on, T):
     logp = relation_logits(model, now[go], c[go], Acts(flat.index[go], flat.words[go]), corpus.option[pick, :T][on][go])
     return relation_loss(logp, corpus.match[pick, :T][on][go])
 
-# %% ../nbs/33_fitting.ipynb #2011c340
+# %% ../nbs/33_fitting.ipynb #87013023
 class Average:
     "Exponential moving average of a model's weights, with a warm-up."
     def __init__(self, parameters, decay: float):
@@ -291,7 +306,7 @@ class Average:
         "Put the averaged weights into the model."
         for p, m in zip(self.live, self.mean): p.copy_(m)
 
-# %% ../nbs/33_fitting.ipynb #5788b33f
+# %% ../nbs/33_fitting.ipynb #9fd1ec99
 def optimise(
     losses,                # update number -> (dict of losses, dict of weights)
     parameters: list,
@@ -320,7 +335,7 @@ def optimise(
             recent = {}
     mean.copy_back()
 
-# %% ../nbs/33_fitting.ipynb #87013023
+# %% ../nbs/33_fitting.ipynb #f3286cbd
 def train_joint(
     model: WorldModel, corpus: Corpus, fit: FitConfig, seed: int, curves: list,
 ) -> None:
@@ -334,7 +349,7 @@ def train_joint(
         return joint_losses(model, corpus, pick, fit, gen, bag), weights
     optimise(losses, list(model.parameters()), fit, fit.joint, "joint", curves)
 
-# %% ../nbs/33_fitting.ipynb #9fd1ec99
+# %% ../nbs/33_fitting.ipynb #61bc1f15
 @torch.no_grad()
 def encode_corpus(
     model: WorldModel,
@@ -362,8 +377,7 @@ def train_cached(
     weights = dict(dsm=fit.w_dsm, relation=fit.w_relation, end=fit.w_end)
     def losses(n):
         i = pool[torch.multinomial(weight, fit.rows, replacement=True, generator=gen)]
-        drop = torch.rand(len(i), 1, generator=gen) < fit.drop
-        cond = torch.where(drop, model.condition(c_null[i], None), model.condition(c[i], Acts(acts.index[i], acts.words[i])))
+        cond = dropped_condition(model, c[i], c_null[i], now[i], Acts(acts.index[i], acts.words[i]), fit, gen)
         out = dict(dsm=dsm_loss(model, after[i], cond, gen, fit.snr_max))
         if ours and n % 2 == 0:
             j = torch.randint(len(now), (fit.rows,), generator=gen)
@@ -375,7 +389,7 @@ def train_cached(
     optimise(losses, heads, fit, fit.cached, "cached", curves)
     model.encoder.requires_grad_(True)
 
-# %% ../nbs/33_fitting.ipynb #61bc1f15
+# %% ../nbs/33_fitting.ipynb #c7f0a43b
 @dataclass
 class Fitted:
     "A trained world model and what is needed to use it."
@@ -418,7 +432,7 @@ def fit(
     train_cached(model, corpus, how, seed, curves)
     return Fitted(model.eval(), space, types, setting, curves)
 
-# %% ../nbs/33_fitting.ipynb #6a3e54ce
+# %% ../nbs/33_fitting.ipynb #04adb9eb
 def plot_curves(
     curves: list[dict],   # of a Fitted
     title: str,

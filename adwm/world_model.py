@@ -194,7 +194,7 @@ class ScoreNet(nn.Module):
     "FiLM-MLP over noised latents (Table 4, row 4)."
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        extra = cfg.act + cfg.width if cfg.structured else 0
+        extra = cfg.d_z + cfg.act + cfg.width if cfg.structured else 0
         self.time = cfg.time
         self.inp = nn.Linear(cfg.d_z, cfg.hidden)
         self.body = nn.ModuleList(nn.Linear(cfg.hidden, cfg.hidden) for _ in range(cfg.score_layers))
@@ -237,13 +237,13 @@ class WorldModel(nn.Module):
         self.reward = mlp(both, cfg.hidden, cfg.hidden, 1)
         self.end = mlp(both, cfg.hidden, 1)
         self.inverse = mlp(2*cfg.d_z, 128, cfg.n_actions, act=nn.ReLU)
-        if cfg.relations: self.relation = mlp(both + self.extra + 2*cfg.relations, cfg.hidden, cfg.relations)
+        if cfg.relations: self.relation = mlp(cfg.context + self.extra + 2*cfg.relations, cfg.hidden, cfg.relations)
         if cfg.text_buckets: self.text = mlp(cfg.d_z, cfg.hidden, cfg.text_buckets)
 
     @property
     def extra(self) -> int:
-        "Width of what the action adds to the score net's condition."
-        return self.cfg.act + self.cfg.width if self.cfg.structured else 0
+        "Width of what our setting adds to the score net's condition: present latent, action, argument."
+        return self.cfg.d_z + self.cfg.act + self.cfg.width if self.cfg.structured else 0
 
     def argument_vector(self,
         words: Tensor,  # argument words, (..., arg_words)
@@ -261,12 +261,13 @@ class WorldModel(nn.Module):
 
     def condition(self,
         c: Tensor,             # context, (b, context)
+        z: Tensor,             # present latent, (b, d_z)
         acts: Acts | None,     # None: no action is given (classifier-free guidance)
     ) -> Tensor:               # (b, context + extra)
-        "What the score net is conditioned on."
+        "What the score net is conditioned on: c, and in our setting also z, template and argument."
         if not self.extra: return c
-        if acts is None: return torch.cat([c, self.null.expand(*c.shape[:-1], -1), c.new_zeros(*c.shape[:-1], self.cfg.width)], -1)
-        return torch.cat([c, self.act(acts.index), self.argument_vector(acts.words)], -1)
+        if acts is None: return torch.cat([c, z, self.null.expand(*c.shape[:-1], -1), c.new_zeros(*c.shape[:-1], self.cfg.width)], -1)
+        return torch.cat([c, z, self.act(acts.index), self.argument_vector(acts.words)], -1)
 
     @property
     def null(self) -> Tensor:
