@@ -181,6 +181,14 @@ def test_readme_has_two_one_line_commands():
         assert block and "\n" not in block.group(1) and must in block.group(1), f"the {which} command"
 
 
+def test_readme_example_runs(tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = re.findall(r"```python\n(.*?)\n```", text, re.S)[0]
+    promised = re.findall(r"# ([\d. ]+)$", example, re.M)[-1]
+    out = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0 and out.stdout.strip() == promised, out.stdout + out.stderr[-500:]
+
+
 def test_nothing_of_a_machine_in_the_tree():
     "No absolute path of a machine, no host of a package registry."
     config = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
