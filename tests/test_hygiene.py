@@ -3,6 +3,7 @@ import ast
 import configparser
 import filecmp
 import hashlib
+import inspect
 import json
 import re
 import shutil
@@ -157,12 +158,23 @@ def test_run_notebooks_are_thin(path):
 
 
 def test_configuration_files_fit_the_configuration():
+    "Every key of every cell and profile is a field of the configuration; the config function rejects the rest."
     runs, yaml = pytest.importorskip("adwm.runs"), pytest.importorskip("yaml")
     files = sorted((ROOT / "params").glob("*.yaml"))
     assert files, "params/ holds one file per cell"
-    from adwm.core import from_dict
     for path in files:
-        from_dict(runs.RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for profile in {"default": {}, **values.get("profiles", {})}:
+            assert runs.load_config(values["env"], path.stem, profile, folder=ROOT / "params").cell == path.stem
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name)
+def test_parameters_cell_and_configuration_agree(path):
+    runs, papermill = pytest.importorskip("adwm.runs"), pytest.importorskip("papermill")
+    cell = papermill.inspect_notebook(str(path))
+    known = set(inspect.signature(runs.load_config).parameters) - {"folder"}
+    assert cell and set(cell) <= known, f"parameters {set(cell) - known} do nothing"
+    assert all(p["help"] for p in cell.values()), "every parameter says in a comment what it is"
 
 
 def test_settings_keep_the_parameters_tag_and_the_version():
