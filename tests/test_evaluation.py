@@ -1,0 +1,110 @@
+"The whole path in the smoke profile: through papermill, resumed, without the real environment, without the truth."
+import dataclasses, json, os, shutil, subprocess, sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from adwm.core import UserError, root
+from adwm.runs import load_config
+
+ASSETS = root() / "assets" / "webshop-iter1"
+pytestmark = pytest.mark.skipif(not (ASSETS / "manifest.json").is_file(), reason="the cell's agents, pool and truth are not in this checkout")
+
+
+def smoke(cache, **changes):
+    return dataclasses.replace(load_config(profile="smoke"), cache=str(cache), workers=1, **changes)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from adwm.evaluation import evaluate
+    return evaluate(smoke(tmp_path_factory.mktemp("cache")))
+
+
+def test_rows_have_the_schema_and_both_settings(run):
+    from adwm.metrics import ROW
+    assert list(run.rows.columns) == ROW
+    assert {"paper", "ours", "baseline", "floor"} <= set(run.rows["setting"])
+    told = run.rows[(run.rows["setting"] != "floor") & run.rows["status"].eq("estimated")]
+    assert len(told) and (told["lower"] <= told["value"] + 1e-9).all() and (told["value"] <= told["upper"] + 1e-9).all()
+    assert told["truth"].notna().all() and (told["n_truth"] > 0).all()
+
+
+def test_same_seeds_same_bytes_from_an_empty_cache(run, tmp_path):
+    from adwm.evaluation import evaluate
+    again = evaluate(smoke(tmp_path / "other"))
+    assert again.rows.to_csv(index=False) == run.rows.to_csv(index=False)
+
+
+def test_second_run_comes_from_the_cache(run):
+    from adwm.evaluation import evaluate
+    again = evaluate(run.config)
+    assert sum(v for k, v in again.seconds.items() if k != "rows") < 5
+    assert again.rows.equals(run.rows)
+
+
+def test_no_real_environment_while_imagining(run, tmp_path, monkeypatch):
+    import adwm.webshop as w
+    from adwm.evaluation import evaluate
+    def refuse(*a, **k): raise AssertionError("the real environment was made during an evaluation")
+    for name in ("Shop", "WebShopSimulator", "build_shop", "generated_shop"): monkeypatch.setattr(w, name, refuse)
+    assert evaluate(smoke(tmp_path / "blind")).rows.equals(run.rows)
+
+
+def test_estimates_do_not_see_the_truth(run, tmp_path, monkeypatch):
+    import adwm.evaluation as ev
+    monkeypatch.setattr(ev, "read_truth_frame", lambda *a: (_ for _ in ()).throw(RuntimeError("truth")))
+    config = smoke(tmp_path / "cache")
+    with pytest.raises(RuntimeError, match="truth"): ev.evaluate(config)
+    for i, part in enumerate(config.estimators):
+        mine = ev.estimate_rows(config, part, ev.imagined(config, i), "estimated")
+        theirs = run.rows[(run.rows["setting"] == part.setting) & (run.rows["estimator"] == part.name)]
+        pd.testing.assert_series_equal(mine["value"].reset_index(drop=True), theirs["value"].reset_index(drop=True), check_exact=False) if theirs["value"].notna().all() else None
+
+
+def test_methods_cannot_reach_the_truth():
+    for name in ("schedule", "guidance", "world_model", "fitting", "adapter", "retrieval", "readouts", "imagination", "selfchecks", "weights", "fitted"):
+        path = root() / "adwm" / f"{name}.py"
+        if not path.exists(): continue
+        text = path.read_text()
+        assert "truth.csv" not in text and "read_truth" not in text and "collection" not in text.replace("collections", ""), name
+
+
+def test_changed_assets_are_refused(tmp_path):
+    from adwm.collection import check_manifest
+    shutil.copytree(ASSETS, tmp_path / "assets")
+    check_manifest(tmp_path / "assets")
+    with open(tmp_path / "assets" / "pool.jsonl.gz", "ab") as f: f.write(b"x")
+    with pytest.raises(UserError, match="differs from its manifest; remake it with"): check_manifest(tmp_path / "assets")
+    (tmp_path / "assets" / "pool.jsonl.gz").unlink()
+    with pytest.raises(UserError, match="is missing; remake it with"): check_manifest(tmp_path / "assets")
+
+
+def test_terminal_pages_print_no_score():
+    from adwm.episodes import TERMINAL, read_episodes
+    pool = read_episodes(ASSETS / "pool.jsonl.gz", "webshop")
+    assert all(e.last_obs == TERMINAL for e in pool if e.terminated)
+    assert not any("Your score" in page or "Thank you for shopping" in page for e in pool for page in e.pages)
+    assert not any(e.task.text in page for e in pool for page in e.pages), "pages must not carry an instruction"
+
+
+def test_tables_and_figures_are_drawn(run, tmp_path):
+    folder = run.save(tmp_path / "out")
+    rows = pd.read_csv(folder / "rows.csv")
+    assert len(rows) == len(run.rows) and (folder / "estimates.png").stat().st_size > 10_000 and (folder / "timings.csv").is_file()
+    assert "TASK" in run.transcript(run.best_agent()) and len(run.setup()) and len(run.gate_table())
+
+
+@pytest.mark.parametrize("given, code, says", [(["-p", "env", "chess"], 1, "valid ones are"), (["-p", "profile", "huge"], 1, "valid ones are")])
+def test_papermill_fails_in_one_sentence(tmp_path, given, code, says):
+    done = subprocess.run([sys.executable, "-m", "papermill", str(root() / "nbs" / "eval.ipynb"), str(tmp_path / "x.ipynb"), *given], capture_output=True, text=True, cwd=root())
+    assert done.returncode == code and says in done.stderr
+
+
+def test_papermill_smoke_without_output_path(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "papermill", str(root() / "nbs" / "eval.ipynb"), "-p", "env", "webshop", "-p", "profile", "smoke"],
+                          capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    nb = json.loads(done.stdout)
+    assert not [o for c in nb["cells"] if c["cell_type"] == "code" for o in c["outputs"] if o["output_type"] == "error"]

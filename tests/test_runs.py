@@ -1,0 +1,77 @@
+"Configurations: what is refused, what a profile changes; jobs that fail late and keep what finished."
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from adwm.core import UserError, root
+from adwm.runs import ENVIRONMENTS, check_config, load_config, overlay, parse_seeds, read_cell, run_jobs
+
+CELLS = sorted(p.stem for p in (root() / "params").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_and_profile_loads(cell):
+    values = read_cell(cell, root() / "params")
+    for profile in ("default", *values.get("profiles", {})):
+        c = load_config(env=values["env"], cell=cell, profile=profile)
+        assert c.cell == cell and c.profile == profile
+        assert set(c.collect.targets).isdisjoint(c.collect.behaviors)
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (dict(env="chess"), "valid ones are .*webshop"), (dict(cell="webshop-iter9"), "valid ones are .*webshop-iter1"),
+    (dict(profile="huge"), "valid ones are default.*smoke.*"), (dict(seeds="0,one"), "whole numbers"),
+    (dict(source="download"), "repository or remake"), (dict(seeds="42"), "measured the truth")])
+def test_unknown_names_are_one_sentence(wrong, says):
+    with pytest.raises(UserError, match=says) as err: load_config(**wrong)
+    assert "\n" not in str(err.value)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(edit):
+        values = read_cell("webshop-iter1", root() / "params"); edit(values)
+        (tmp_path / "webshop-iter1.yaml").write_text(yaml.safe_dump(values, sort_keys=False)); return tmp_path
+    return write
+
+
+@pytest.mark.parametrize("edit, says", [
+    (lambda v: v.update(horizn=3), "no parameter 'horizn'"),
+    (lambda v: v["collect"].update(replicas=3), "no parameter 'replicas'"),
+    (lambda v: v["estimators"][0].update(kind="oracle"), "adwm or neighbour"),
+    (lambda v: v["estimators"][0].update(fit="none"), "needs the fit 'none'"),
+    (lambda v: v["estimators"][0].update(adapter="none"), "needs the adapter 'none'"),
+    (lambda v: v["estimators"][0].update(split="tomorrow"), "split must be one of"),
+    (lambda v: v.update(cell="other"), "must agree"),
+    (lambda v: v.update(level="high"), "must be a number")])
+def test_bad_files_name_the_place(folder, edit, says):
+    with pytest.raises(UserError, match=says): load_config(folder=folder(edit))
+
+
+def test_broken_yaml_is_one_sentence(tmp_path):
+    (tmp_path / "webshop-iter1.yaml").write_text("cell: [")
+    with pytest.raises(UserError, match="not readable YAML") as err: load_config(folder=tmp_path)
+    assert "\n" not in str(err.value)
+
+
+def test_seeds_and_overlay():
+    assert parse_seeds("3, 4") == parse_seeds([3, 4]) == (3, 4) and parse_seeds(7) == (7,) and parse_seeds("") == ()
+    assert load_config(seeds="3,4").imagine.seeds == (3, 4)
+    assert overlay({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}
+
+
+def test_profiles_change_only_what_they_name():
+    a, b = load_config(), load_config(profile="smoke")
+    assert a.cell == b.cell and a.horizon == b.horizon and a.collect.truth_seed == b.collect.truth_seed and a != b
+
+
+def test_failed_job_keeps_the_others(tmp_path):
+    jobs = [("os.mkdir", (str(tmp_path / "no" / "such"),)), ("os.mkdir", (str(tmp_path / "done"),))]
+    with pytest.raises(UserError, match="demo: FileNotFoundError.*finished stages are kept"): run_jobs(jobs, 2, "demo")
+    assert (tmp_path / "done").is_dir()
+
+
+def test_environments_name_real_cells():
+    for name, e in ENVIRONMENTS.items(): assert e.cell in CELLS and read_cell(e.cell, root() / "params")["env"] == name
