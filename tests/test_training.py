@@ -1,0 +1,132 @@
+"""Small agents from scratch: vocabulary, lessons, curriculum, recipes, checkpoints."""
+import numpy as np
+import pytest
+import torch
+
+from adwm.agents import LMAgent, PackedFormat, Vocabulary, words_of_task
+from adwm.core import UserError, from_dict
+from adwm.training import (Recipe, World, batches, build_model, chains, correct, demonstrate, encode, lessons_for, make_agent, make_agents, texts_of, train,
+                           train_tokenizer)
+from adwm.rollouts import make_rows, roll_chunk
+from adwm.webshop import WebShopSimulator, expert, generated_shop, sample_goals
+
+torch.set_num_threads(1)
+
+
+def make_world(n=80, shop_seed=3):
+    shop = generated_shop(shop_seed, 60); goals = sample_goals(shop, n, "agents", 0)
+    simulator, by = WebShopSimulator(shop, goals), {g.id: g for g in goals}
+    return World(simulator, simulator.tasks(), lambda s: expert(shop, by[s.task.id], s))
+
+
+def make_worlds(): return [make_world(40, 3), make_world(40, 4)]
+
+
+@pytest.fixture(scope="module")
+def world(): return make_world()
+
+
+@pytest.fixture(scope="module")
+def lessons(world): return demonstrate(world.simulator, world.tasks, world.teacher, 0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(world, lessons): return train_tokenizer(texts_of(lessons, world.simulator.domain), 800)
+
+
+TINY = dict(width=32, layers=2, heads=2, kv_heads=1, inner=64, episodes=60, elided_batch=1024, batch_tokens=1024)
+
+
+def test_every_text_survives_the_vocabulary(world, lessons, tokenizer):
+    vocab = Vocabulary(tokenizer)
+    for text in {*texts_of(lessons, world.simulator.domain), "unseen \u00e9t\u00e9 $1,234 x~y"}:
+        assert vocab.text(vocab.ids(text)) == " ".join(text.split())
+
+
+def test_copied_words_have_the_same_tokens_everywhere(world, lessons, tokenizer):
+    vocab, domain = Vocabulary(tokenizer), world.simulator.domain
+    e = lessons[0].episode
+    task = vocab.ids(words_of_task(domain, e.task))
+    query = vocab.ids(domain.say(e.turns[0].action, e.turns[0].obs).removeprefix("search"))
+    assert set(query) <= set(task)
+
+
+def test_the_teacher_is_good_and_noise_is_not_imitated(lessons):
+    clean = [l for l in lessons if all(l.keep)]
+    assert np.mean([l.episode.ret for l in clean]) > .95
+    assert .2 < len(clean) / len(lessons) < .9
+    noisy = [l for l in lessons if not all(l.keep)]
+    assert .05 < np.mean([not k for l in noisy for k in l.keep]) < .45
+
+
+def test_only_kept_actions_are_targets(world, lessons, tokenizer):
+    vocab = Vocabulary(tokenizer); fmt = PackedFormat(vocab)
+    for l in lessons[:20]:
+        x = encode(l, vocab, world.simulator.domain)
+        want = [vocab.text([*vocab.ids(world.simulator.domain.say(t.action, t.obs))]) for t, k in zip(l.episode.turns, l.keep) if k]
+        ids = x.ids[x.target]
+        got = [vocab.text(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == fmt.end) + 1)[:-1]]
+        assert got == want and not (x.target & x.context).any()
+
+
+def test_training_and_acting_read_the_same_tokens(world, lessons, tokenizer):
+    domain = world.simulator.domain
+    agent = LMAgent(build_model(Recipe("x", **TINY), tokenizer), tokenizer, domain)
+    for l in lessons[:20]:
+        assert agent._sequences(l.episode.turns, l.episode.task)[0][0].ids == encode(l, Vocabulary(tokenizer), domain).ids.tolist()
+
+
+def test_an_elided_page_leaves_its_tags(world, lessons, tokenizer):
+    vocab = Vocabulary(tokenizer)
+    short, whole = (encode(lessons[0], vocab, world.simulator.domain, e) for e in (True, False))
+    assert len(short.ids) < len(whole.ids) and (short.ids[short.target] == whole.ids[whole.target]).all()
+
+
+def test_budget_and_order(lessons, world, tokenizer):
+    examples = [encode(l, Vocabulary(tokenizer), world.simulator.domain) for l in lessons]
+    a = [[len(x.ids) for x in g] for g in batches(examples, 30_000, 2_000, 0)]
+    assert a == [[len(x.ids) for x in g] for g in batches(examples, 30_000, 2_000, 0)] != [[len(x.ids) for x in g] for g in batches(examples, 30_000, 2_000, 1)]
+    assert 30_000 <= sum(map(sum, a)) < 36_000
+
+
+def test_training_lowers_the_loss_and_repeats_itself(lessons, world, tokenizer):
+    examples = [encode(l, Vocabulary(tokenizer), world.simulator.domain, True) for l in lessons]
+    runs = []
+    for _ in range(2):
+        model = build_model(Recipe("x", **TINY), tokenizer)
+        runs.append((train(model, examples, 40_000, 0, per_batch=1024), model))
+    (curve, a), (again, b) = runs
+    assert curve[-1][1] < .6 * curve[0][1] and curve == again
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+
+
+def test_a_correction_is_on_policy_and_labelled(world, tokenizer):
+    agent = LMAgent(build_model(Recipe("x", **TINY), tokenizer), tokenizer, world.simulator.domain)
+    lessons = correct(world.simulator, world.tasks[:30], world.teacher, agent, 0)
+    assert .1 < np.mean([not k for l in lessons for k in l.keep]) < .95, "an untrained agent errs"
+    assert np.mean([l.keep[-1] for l in lessons]) > .6, "the teacher finishes"
+    repeat = correct(world.simulator, world.tasks[:30], world.teacher, agent, 0)
+    assert lessons == repeat
+
+
+def test_a_series_is_made_resumed_and_refused(tmp_path, world):
+    recipes = [Recipe("a0", elided_tokens=4000, tokens=6000, **TINY), Recipe("a1", kind="leap", parent="a0", tokens=5000, **TINY)]
+    paths = make_agents(recipes, make_worlds, tmp_path, vocabulary=700, processes=1)
+    before = [(p / "model.safetensors").read_bytes() for p in paths]
+    stamp = [(p / "model.safetensors").stat().st_mtime_ns for p in paths]
+    make_agents(recipes, make_worlds, tmp_path, vocabulary=700, processes=1)
+    assert [(p / "model.safetensors").stat().st_mtime_ns for p in paths] == stamp, "finished agents are kept"
+    import shutil; shutil.rmtree(paths[1])
+    make_agents(recipes, make_worlds, tmp_path, vocabulary=700, processes=1)
+    assert [(p / "model.safetensors").read_bytes() for p in paths] == before, "what is made again is the same"
+    agent = LMAgent.from_pretrained(paths[1], world.simulator.domain)
+    assert len(roll_chunk(world.simulator, agent, make_rows(world.tasks[:4]), 0, 4)) == 4
+    with pytest.raises(UserError, match="make it first"): make_agent(Recipe("b", kind="leap", parent="none"), [world], tmp_path)
+    with pytest.raises(UserError, match="does not stand before it"): chains([Recipe("b", kind="leap", parent="none")])
+    with pytest.raises(UserError, match="stands twice"): chains([Recipe("b"), Recipe("b")])
+    with pytest.raises(UserError, match="valid ones"): from_dict(Recipe, {"name": "b", "widht": 3})
+
+
+def test_a_checkpoint_is_small():
+    from adwm.core import root
+    for path in (root() / "assets").glob("*/agents/*/model.safetensors"): assert path.stat().st_size < 2_000_000
