@@ -138,12 +138,12 @@ def test_notebooks_are_saved_executed_and_clean(path):
     assert path.stat().st_size < 1_500_000, "outputs too heavy to review"
 
 
-def test_every_numbered_notebook_opens_and_closes_as_the_others():
-    for path in NUMBERED:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        first = "".join(cells[0]["source"])
-        assert cells[0]["cell_type"] == "markdown" and first.startswith("# ") and re.search(r"^> \S", first, re.M), f"{path.name}: title and one-line subtitle"
-        assert cells[-1]["cell_type"] == "markdown", f"{path.name}: closes with what we have and where next"
+@pytest.mark.parametrize("path", NUMBERED, ids=name)
+def test_notebooks_open_and_close_alike(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    first = "".join(cells[0]["source"])
+    assert cells[0]["cell_type"] == "markdown" and first.startswith("# ") and re.search(r"^> \S", first, re.M), "opens with a title and a one-line subtitle"
+    assert cells[-1]["cell_type"] == "markdown", "closes with what we have and where next"
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
