@@ -1,0 +1,210 @@
+"HotpotQA: answers, ReAct protocol, generated worlds, loader, domain, simulator, expert."
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from adwm.core import UserError, key_rng, shared_data
+from adwm.episodes import TERMINAL, Task
+from adwm.hotpotqa import (START, HotpotDomain, HotpotSimulator, Question, Reading, World, act, domain, exact, expert, f1, generate_world, normalize_answer, normalize_title, phrases,
+                           read_world, world, write_world)
+
+
+@pytest.fixture(scope="module")
+def made(): return generate_world(2, 300, 200)
+
+
+@pytest.fixture(scope="module")
+def sim(made): return HotpotSimulator(made, made.questions[:80])
+
+
+@pytest.mark.parametrize("given,right,score", [("The Sel", "sel!", 1.), ("yes", "no", 0.), ("yes", "yes", 1.), ("no way", "no", 0.), ("", "x", 0.), ("x b c", "c d", .4), ("x x", "x", 2 / 3), ("noanswer", "Sel", 0.)])
+def test_f1(given, right, score): assert f1(given, right) == pytest.approx(score) and exact(given, right) == (score == 1.)
+
+
+def test_f1_against_a_direct_formula():
+    rng = key_rng(0, "f1")
+    for _ in range(200):
+        a, b = ([str(w) for w in rng.choice(list("bcdefg"), int(rng.integers(1, 6)))] for _ in range(2))
+        same, rest = 0, list(b)
+        for w in a:
+            if w in rest: rest.remove(w); same += 1
+        p, r = same / len(a), same / len(b)
+        assert f1(" ".join(a), " ".join(b)) == pytest.approx(2 * p * r / (p + r) if same else 0.)
+
+
+def test_recorded_answers_score_as_recorded():
+    path = shared_data("logs", "reflexion_hotpotqa_100.jsonl.gz")
+    if path is None: pytest.skip("the recorded HotpotQA episodes are not on this machine")
+    import gzip
+    rows = [json.loads(line) for line in gzip.open(path)]
+    judged = [(r["answer"], r["key"], s["observation"]) for r in rows for s in r["steps"][-1:] if s["observation"].startswith("Answer is ") and r["answer"]]
+    assert len(judged) > 50
+    assert np.mean([exact(a, k) == ("INCORRECT" not in o) for a, k, o in judged]) > .97
+
+
+def test_protocol_strings():
+    w = World({"Sel": tuple(f"Sel {i}." for i in range(8)), "Sel (band)": ("A band.",), "Dunra": ("No.",)}, [], "x")
+    r = Reading(Question("q", "?", "no", "bridge", ("Sel",)))
+    def do(action):
+        nonlocal r
+        r, printed, reward = act(w, r, action)
+        return printed
+    assert do("Lookup[sel]") == "No more results."
+    assert do("Search[sel]") == "Sel 0. Sel 1. Sel 2. Sel 3. Sel 4."
+    assert do("lookup[SEL 6]") == "(Result 1 / 1) Sel 6." and do("Lookup[sel 6]") == "No more results." and do("Lookup[sel 6]") == "No more results."
+    assert do("Lookup[sel]") == "(Result 1 / 8) Sel 0." and do("Think[hm]") == "Nice thought." and do("Lookup[Sel]") == "(Result 2 / 8) Sel 1."
+    miss = do("Search[Sell the band]")
+    assert miss == "Could not find Sell the band. Similar: ['Sel (band)']." and r.title == "Sel", "a miss keeps the page"
+    assert do("Lookup[sel]") == "(Result 3 / 8) Sel 2.", "and the counter"
+    do("Search[sel]")
+    assert do("Lookup[sel]") == "(Result 1 / 8) Sel 0.", "a successful search resets it"
+    for bad in ("", "Search", "Jump[x]", "Search[x", "say hello"): assert do(bad) == f"Invalid action: {bad}"
+    assert do("Finish[no]") == "Episode finished, reward = 1.0" and r.done and do("Search[sel]").startswith("Invalid action")
+    assert do("Lookup[]") != ""
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_generated_worlds_are_always_solvable(seed):
+    w = generate_world(seed, 12, 40)
+    sim = HotpotSimulator(w, w.questions)
+    for task in sim.tasks():
+        state, turns = sim.reset([task], [()])[0], 0
+        while True:
+            out = sim.step([state], [expert(w, sim.questions[task.id], state)], [()])[0]
+            state, turns = out.state, turns + 1
+            if out.terminated: break
+            assert turns < 8
+        assert out.reward == 1. and out.info["em"] and state.obs == TERMINAL
+
+
+def test_world_has_every_kind_and_ambiguous_titles(made):
+    assert made.questions == generate_world(2, 300, 200).questions and made.pages == generate_world(2, 300, 200).pages
+    assert {q.answer for q in made.questions} >= {"yes", "no"} and {q.kind for q in made.questions} == {"bridge", "comparison"}
+    bare = [t.rsplit(" (", 1)[0] for t in made.pages if " (" in t]
+    shared = {b for b in bare if bare.count(b) > 1}
+    assert len(shared) > 20 and all(made.find(b) is None and len(made.similar(b)) > 1 for b in list(shared)[:20])
+    assert any(i >= 5 for q in made.questions for _, i in q.facts), "some facts need a lookup"
+    assert len(generate_world(0).pages) > 2000
+
+
+def test_answers_stand_in_the_supporting_sentences(made):
+    for q in made.questions:
+        told = " ".join(made.pages[t][i] for t, i in q.facts)
+        assert q.answer in told or q.kind == "comparison"
+
+
+def walk(sim, task, seed, n=12):
+    state = sim.reset([task], [()])[0]
+    for turn in range(n):
+        u = sim.domain.reference(task, state.obs, state.choices)
+        action = u.sample(key_rng(seed, task.id, turn))
+        yield state, action, u
+        out = sim.step([state], [action], [()])[0]
+        if out.terminated: return
+        state = out.state
+
+
+def test_reference_is_exact_and_from_text(sim):
+    kinds = set()
+    for task in sim.tasks()[:40]:
+        for state, action, u in walk(sim, task, 1):
+            assert abs(u.probs.sum() - 1) < 1e-12 and math.isfinite(u.log_prob(action)) and u.log_prob("Think[x]") == -math.inf
+            assert set(u.actions) == set(state.choices)
+            kinds.add(sim.domain.page_type(state.obs))
+            again = HotpotDomain().reference(Task("other", task.text, "", ()), state.obs, ())
+            assert again.actions == u.actions and (again.probs == u.probs).all()
+    assert {"start", "page", "similar", "empty"} <= kinds
+
+
+def test_words_go_both_ways(sim):
+    d = sim.domain
+    for task in sim.tasks()[:30]:
+        for state, action, _ in walk(sim, task, 3):
+            kind, argument = d.template(action, state.obs)
+            assert d.unresolve(kind, argument, state.obs) == action
+            heard = d.hear(d.say(action, state.obs), state.obs)
+            a, b = act(sim.world, state.extra, action), act(sim.world, state.extra, heard)
+            assert kind in ("search", "finish", "lookup") and (a[0].title == b[0].title and a[2] == b[2] or "-" in argument)
+            assert d.render(state.obs) == d.render(state.obs).lower() and d.free_search(state.obs) and d.menu(state.obs, state.choices) == ()
+    assert d.hear("do hello", "") == "do hello" and d.page_type("Invalid action: do hello") == "invalid" and d.template("hm", "") == ("other", "hm")
+
+
+def test_hidden_names_the_open_page(sim):
+    for task in sim.tasks()[:40]:
+        for state, _, _ in walk(sim, task, 4):
+            if sim.domain.page_type(state.obs) != "similar": assert sim.domain.hidden(state.turns).split(" | ")[0] == normalize_title(state.extra.title) or not state.extra.title
+
+
+def test_features_have_one_shape(sim):
+    shapes = {sim.domain.features(task.text, state.turns, action, state.obs).shape for task in sim.tasks()[:20] for state, action, _ in walk(sim, task, 6)}
+    assert len(shapes) == 1 and np.isfinite(sim.domain.features("?", (), "nonsense", TERMINAL)).all()
+
+
+def test_expert_recovers_from_anywhere(sim):
+    for task in sim.tasks()[:40]:
+        *_, (state, action, _) = walk(sim, task, 8, 4)
+        for _ in range(8):
+            out = sim.step([state], [expert(sim.world, sim.questions[task.id], state)], [()])[0]
+            state = out.state
+            if out.terminated: break
+        assert out.terminated and out.reward == 1.
+
+
+def test_records_hide_the_end(sim):
+    task = sim.tasks()[0]
+    out = sim.step(sim.reset([task], [()]), [f"Finish[{sim.questions[task.id].answer}]"], [()])[0]
+    assert out.terminated and out.state.obs == TERMINAL and out.state.choices == () and task.obs == START
+    with pytest.raises(UserError, match="not a question"): sim.reset([Task("x", "", "", ())], [()])
+
+
+def test_official_file():
+    path = shared_data("hotpotqa", "questions.json.gz")
+    if path is None: pytest.skip("the official HotpotQA questions are not on this machine")
+    w = read_world(path)
+    assert len(w.questions) == 200 and len(w.pages) > 1500 and "0 dropped" in w.origin
+    sim, total = HotpotSimulator(w, w.questions), []
+    for task in sim.tasks():
+        state = sim.reset([task], [()])[0]
+        for _ in range(12):
+            out = sim.step([state], [expert(w, sim.questions[task.id], state)], [()])[0]
+            state = out.state
+            if out.terminated: break
+        total.append(out.reward)
+    assert np.mean(total) > .95
+
+
+def test_write_and_read(tmp_path, made):
+    small = generate_world(3, 20, 50)
+    for name in ("w.json", "w.json.gz"):
+        again = read_world(write_world(small, tmp_path / name))
+        assert again.questions == small.questions and again.pages == small.pages
+    rows = json.loads((tmp_path / "w.json").read_text())
+    rows[3]["supporting_facts"] = [["Nowhere", 0]]
+    (tmp_path / "w.json").write_text(json.dumps(rows))
+    assert "1 dropped" in read_world(tmp_path / "w.json").origin
+    assert len(world("eval", 5, data=str(tmp_path / "w.json.gz"))[1]) == 5
+
+
+@pytest.mark.parametrize("content,says", [("[", "not readable"), ("{}", "no questions"), ("[]", "no questions"), ('[{"_id": "1"}]', "lacks the field 'question'"), ("[1]", "lacks the field")])
+def test_bad_files(tmp_path, content, says):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match=says) as error: read_world(tmp_path / "x.json")
+    assert "\n" not in str(error.value)
+
+
+def test_bad_requests(tmp_path):
+    with pytest.raises(UserError, match="does not exist"): read_world(tmp_path / "none.json")
+    (tmp_path / "x.json.gz").write_bytes(b"no gzip")
+    with pytest.raises(UserError, match="not readable"): read_world(tmp_path / "x.json.gz")
+    with pytest.raises(UserError, match="at least"): generate_world(0, 0)
+    with pytest.raises(UserError, match="split"): world("train", 3)
+    with pytest.raises(UserError, match="tasks were asked"): world("eval", 99, questions=20)
+    with pytest.raises(UserError, match="no pages"): World({}, [], "nothing")
+
+
+def test_splits_share_no_question():
+    a, b = world("agents", 60, questions=120)[1], world("eval", 60, questions=120)[1]
+    assert not {t.id for t in a} & {t.id for t in b} and domain().name == "hotpotqa"
