@@ -1,0 +1,211 @@
+"""Importance weights against exact oracles, sixty-digit arithmetic and plain loops."""
+from dataclasses import replace
+from decimal import Decimal, getcontext
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from adwm.core import UserError, key_rng
+from adwm.tabular import (Sample, TabularAgent, TabularDomain, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value)
+from adwm.weights import (ESTIMATED, FORMS, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, action_span, exact_probe, fit_behavior, hill, is_terms,
+                          kish_ess, largest_share, mix_probes, normalised, pdis_terms, probe_from_agent, reference_probe, stack, stepwis_terms, t_quantile, wis_terms)
+
+getcontext().prec = 60
+
+
+def everything(process, behavior):
+    "Every trajectory of a process as a Sample, and its probability under the behavior policy."
+    rows = []
+
+    def walk(t, n, prob, path):
+        for a in np.flatnonzero(process.legal[t][n]):
+            for o in np.flatnonzero(process.step[t][n, a] > 0):
+                p, here = prob * behavior[t][n, a] * process.step[t][n, a, o], path + [(n, a, o, process.reward[t][n, a, o])]
+                if o == process.n_obs: rows.append((p, here))
+                else: walk(t + 1, process.child[t][n, a, o], p, here)
+    for i, p in enumerate(process.start): walk(0, i, p, [])
+    table = np.full((len(rows), process.horizon, 4), -1.0)
+    for i, (_, path) in enumerate(rows): table[i, :len(path)] = path
+    alive = table[..., 0] >= 0
+    cols = [table[..., k].astype(int) for k in range(3)]
+    return np.array([p for p, _ in rows]), Sample(*cols, np.where(alive, table[..., 3], 0.0), alive)
+
+
+def log_ratio(target, behavior):
+    return tuple(np.log(np.where(b > 0, e, 1) / np.where(b > 0, b, 1)) for e, b in zip(target, behavior))
+
+
+def logs_of(sample, target, behavior):
+    return Logs(sample.look_up(log_ratio(target, behavior)).cumsum(1), sample.reward, sample.alive)
+
+
+def random_logs(n=40, T=5, seed=0, spread=1.0):
+    rng = key_rng(seed, "logs")
+    alive = np.arange(T) < rng.integers(1, T + 1, n)[:, None]
+    return Logs((alive * rng.normal(0, spread, (n, T))).cumsum(1), rng.normal(size=(n, T)) * alive, alive)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_unbiased_by_enumeration(seed):
+    p = random_process(seed, dense=True, vary_length=seed % 2 == 0, vary_actions=seed % 3 == 0)
+    b, e = random_policy(p, 50 + seed), random_policy(p, 90 + seed, 2.0)
+    prob, sample = everything(p, b)
+    logs = logs_of(sample, e, b)
+    assert abs(prob.sum() - 1) < 1e-12
+    for terms in (is_terms, pdis_terms):
+        for discount in (1.0, 0.8):
+            x, shift = terms(logs, discount)
+            assert abs(np.exp(shift) * (prob @ x) - value(p, e, discount)) < 1e-12
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_plain_loops_in_the_notation_of_cobs(discount):
+    logs = random_logs()
+    n, T = logs.reward.shape
+    w, G = np.exp(logs.logw), logs.reward @ discount ** np.arange(T)
+    plain = {"IS": np.mean([w[i, -1] * G[i] for i in range(n)]),
+             "PDIS": np.mean([sum(discount**t * w[i, t] * logs.reward[i, t] for t in range(T)) for i in range(n)]),
+             "WIS": sum(w[i, -1] * G[i] for i in range(n)) / sum(w[:, -1])}
+    for name, sure in plain.items():
+        x, shift = FORMS[name](logs, discount)
+        assert abs(np.exp(shift) * x.mean() - sure) < 1e-12
+    held = sum(discount**t * sum(w[i, t] * logs.reward[i, t] for i in range(n)) / sum(w[:, t]) for t in range(T))
+    cut = sum(discount**t * sum(w[i, t] * logs.reward[i, t] for i in range(n)) / sum(w[i, t] for i in range(n) if logs.alive[i, t]) for t in range(T) if logs.alive[:, t].any())
+    assert abs(stepwis_terms(logs, discount, "hold")[0].mean() - held) < 1e-12
+    assert abs(stepwis_terms(logs, discount, "zero")[0].mean() - cut) < 1e-12 and abs(held - cut) > 1e-3
+    with pytest.raises(UserError): stepwis_terms(logs, discount, "forget")
+
+
+def sixty_digits(logs, form):
+    D = lambda a: [[Decimal(float(x)) for x in row] for row in a]
+    W, R = [[x.exp() for x in row] for row in D(logs.logw)], D(logs.reward)
+    n, T, G = len(W), len(W[0]), [sum(r) for r in D(logs.reward)]
+    if form == "IS": x = [w[-1] * g for w, g in zip(W, G)]
+    elif form == "PDIS": x = [sum(a * b for a, b in zip(w, r)) for w, r in zip(W, R)]
+    else:
+        x = [Decimal(0)] * n
+        for t, xs in [(T - 1, G)] if form == "WIS" else [(t, [r[t] for r in R]) for t in range(T)]:
+            total = sum(w[t] for w in W)
+            v = sum(w[t] * y for w, y in zip(W, xs)) / total
+            x = [a + v + n * w[t] / total * (y - v) for a, w, y in zip(x, W, xs)]
+    m = sum(x) / n
+    return m, (sum((a - m) ** 2 for a in x) / (n - 1) / n).sqrt()
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("kind", ["mixed", "all low", "all high", "one giant"])
+def test_finite_and_correct_at_500_nats(form, kind):
+    rng = key_rng(1, kind)
+    totals = {"mixed": rng.uniform(-500, 500, 30), "all low": -500 + rng.normal(size=30), "all high": 500 - rng.exponential(size=30),
+              "one giant": np.r_[500.0, np.full(29, -500.0)]}[kind]
+    ratio = rng.dirichlet(np.ones(6), 30) * totals[:, None]
+    logs = Logs(ratio.cumsum(1), rng.uniform(0, 1, (30, 6)), np.ones((30, 6), bool))
+    e, (m, se) = Weighted(form).from_logs(logs), sixty_digits(logs, form)
+    half = Decimal(t_quantile(0.95, 29)) * se
+    for mine, sure in ((e.value, m), (e.interval[0], m - half), (e.interval[1], m + half)):
+        assert np.isfinite(mine) and abs(Decimal(float(mine)) - sure) <= Decimal("1e-8") * max(abs(sure), abs(m), half)
+    if kind != "all high": assert e.status == UNRELIABLE or kind == "all low"
+
+
+def test_wis_converges_and_equal_policies_give_the_mean_return():
+    p = random_process(2, dense=True, vary_length=True)
+    b = random_policy(p, 1)
+    e = mix(random_policy(p, 2, 2.0), 0.3, b)
+    s = draw(p, b, 100_000, key_rng(0, "wis"))
+    for form in ("WIS", "step-WIS"):
+        est = Weighted(form).from_logs(logs_of(s, e, b))
+        assert abs(est.value - value(p, e)) < 4 * (est.interval[1] - est.interval[0]) / 3.29 and est.interval[1] - est.interval[0] < 0.05
+    for form in FORMS: assert abs(Weighted(form).from_logs(logs_of(s, b, b)).value - s.reward.sum(1).mean()) < 1e-12
+
+
+def test_intervals_cover():
+    p = random_process(17, dense=True, vary_length=True)
+    b = random_policy(p, 5)
+    e, sets, n = mix(random_policy(p, 6, 2.0), 0.75, b), 2000, 150
+    logs = logs_of(draw(p, b, n * sets, key_rng(2, "cover")), e, b)
+    for form in ("PDIS", "step-WIS"):
+        hits = 0
+        for i in range(sets):
+            c = slice(i * n, (i + 1) * n)
+            low, high = Weighted(form).from_logs(Logs(logs.logw[c], logs.reward[c], logs.alive[c])).interval
+            hits += low <= value(p, e) <= high
+        assert 0.88 <= hits / sets <= 0.92, (form, hits / sets)
+
+
+def test_diagnostics():
+    assert kish_ess(np.zeros(50)) == pytest.approx(50) and kish_ess(np.array([0.0, -1000, -1000])) == pytest.approx(1) and kish_ess(np.full(3, -np.inf)) == 0
+    assert largest_share(np.array([700.0, 700.0])) == pytest.approx(0.5) and largest_share(np.full(3, -np.inf)) == 0
+    for tail in (1.0, 3.0): assert hill(np.log(key_rng(0, "pareto").pareto(tail, 50_000) + 1)) == pytest.approx(tail, rel=0.1)
+    assert hill(np.zeros(100)) == np.inf and np.isnan(hill(np.zeros(4)))
+    assert np.abs(normalised(np.array([[900.0, -np.inf], [899.0, -np.inf]])).sum(0) - [1, 0]).max() < 1e-12
+    for df in (9, 20, 500): assert t_quantile(0.95, df) == pytest.approx(stats.t.ppf(0.95, df), abs=2e-4)
+    assert action_span([5, 6, 7], [5, 6, 9, 9]) == (2, 4)
+    with pytest.raises(UserError): action_span([5, 6], [5, 6])
+
+
+@pytest.fixture(scope="module")
+def world():
+    p = random_process(23, tasks=12, vary_actions=True, vary_length=True, dense=True)
+    b = random_policy(p, 2)
+    e = mix(random_policy(p, 1, 2.0), 0.5, b)
+    return p, b, e, to_episodes(p, draw(p, b, 120, key_rng(0, "pool")), b)
+
+
+def test_probe_of_an_agent_is_the_exact_probe(world):
+    p, b, e, pool = world
+    agent, domain, u = TabularAgent("target", p, e), TabularDomain(), uniform_policy(p)
+    for eps in (0.0, 0.4, 1.0):
+        exact = exact_probe(p, mix(e, eps, u), pool)
+        asked = probe_from_agent(agent, pool, eps, m=6, domain=domain, score=eps == 0)
+        mixed = mix_probes(exact_probe(p, e, pool), reference_probe(domain, pool), eps)
+        for x, y, z in zip(exact.logp, asked.logp, mixed.logp): assert np.allclose(x, y, atol=1e-12) and np.allclose(x, z, atol=1e-12)
+        for row_a, row_w, ex_a, ex_w in zip(mixed.actions, mixed.weights, exact.actions, exact.weights):
+            for a, w, xa, xw in zip(row_a, row_w, ex_a, ex_w):
+                total = {}
+                for k, y in zip(a, w): total[k] = total.get(k, 0) + y
+                assert all(abs(total[k] - y) < 1e-12 for k, y in zip(xa, xw))
+        assert all(abs(w.sum() - 1) < 1e-12 for row in asked.weights for w in row)
+    share = np.mean([(np.array(a) == "move 0").mean() for row in probe_from_agent(agent, pool, m=40).actions for a in row])
+    sure = np.mean([w[list(a).index("move 0")] for A, W in zip(exact_probe(p, e, pool).actions, exact_probe(p, e, pool).weights) for a, w in zip(A, W)])
+    assert abs(share - sure) < 0.03
+    assert probe_from_agent(agent, pool[:5], m=3, seed=7).actions == probe_from_agent(agent, pool[:9], m=3, seed=7).actions[:5], "keyed, not batched"
+    assert 0.9 < action_coverage(pool, exact_probe(p, e, pool)) <= 1
+
+
+def test_estimate_is_near_the_truth_and_status_is_explicit(world):
+    p, b, e, pool = world
+    probe = exact_probe(p, e, pool)
+    for form in FORMS:
+        est = Weighted(form).estimate(pool, probe, 0)
+        assert est.interval[0] < est.value < est.interval[1] and abs(est.value - value(p, e)) < 0.6
+    assert Weighted("WIS").estimate(pool[:1], exact_probe(p, e, pool[:1]), 0).status == IMPOSSIBLE
+    blank = [replace(x, turns=tuple(replace(t, logp=None) for t in x.turns)) for x in pool]
+    assert Weighted("WIS").estimate(blank, probe, 0).status == IMPOSSIBLE
+    assert Weighted("WIS", "estimated", domain=TabularDomain()).estimate(blank, probe, 0).status in (ESTIMATED, UNRELIABLE)
+    never = replace(probe, logp=tuple(np.full(len(x), -np.inf) for x in probe.logp))
+    assert Weighted("WIS").estimate(pool, never, 0).status == IMPOSSIBLE and "no logged trajectory" in Weighted("IS").estimate(pool, never, 0).reason
+    far = Logs(np.r_[800.0, np.zeros(9)][:, None], np.ones((10, 1)), np.ones((10, 1), bool))
+    assert Weighted("IS").from_logs(far).status == IMPOSSIBLE and Weighted("WIS").from_logs(far).status == UNRELIABLE
+    one = [x for x in pool if x.task.id == pool[0].task.id]
+    assert "one task" in Weighted("PDIS").estimate(one, exact_probe(p, e, one), 0).reason
+
+
+def test_bad_input_is_one_sentence(world):
+    p, b, e, pool = world
+    probe = exact_probe(p, e, pool)
+    nan = [replace(pool[0], turns=(replace(pool[0].turns[0], reward=float("nan")), *pool[0].turns[1:])), *pool[1:]]
+    for call in (lambda: stack(pool, exact_probe(p, e, pool[:3])), lambda: stack(pool, replace(probe, logp=(np.zeros(99), *probe.logp[1:]))),
+                 lambda: stack(pool, replace(probe, logp=(np.full(len(pool[0].turns), np.nan), *probe.logp[1:]))), lambda: stack(nan, probe),
+                 lambda: stack(pool, probe, [np.full(len(x.turns), -np.inf) for x in pool]), lambda: stack(pool, probe, [np.zeros(1)] + [np.zeros(9)] * (len(pool) - 1)),
+                 lambda: Weighted("SNIPS"), lambda: Weighted("IS", "guessed"), lambda: fit_behavior(pool, None), lambda: probe_from_agent(TabularAgent("t", p, e), pool, 0.5)):
+        with pytest.raises(UserError) as err: call()
+        assert "\n" not in str(err.value)
+
+
+def test_fitted_behavior_recovers_a_policy_its_features_can_express(world):
+    p, b, e, _ = world
+    u = uniform_policy(p)
+    pool = to_episodes(p, draw(p, u, 300, key_rng(3, "pool")), u)
+    gap = np.concatenate(fit_behavior(pool, TabularDomain())) - np.concatenate([[t.logp for t in x.turns] for x in pool])
+    assert np.abs(gap).mean() < 0.15
