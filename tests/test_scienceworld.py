@@ -1,0 +1,177 @@
+"ScienceWorld: gold paths win, replays are identical, rewards sum to the value, a killed Java or a killed collection loses nothing, bad input."
+import os, signal, subprocess, sys, textwrap
+
+import numpy as np
+import pytest
+
+from adwm import scienceworld as sw
+from adwm.core import UserError, key_rng
+from adwm.envs import State, advance
+from adwm.episodes import TERMINAL, Task, to_line
+from adwm.policies import ReferencePolicy
+from adwm.rollouts import Row, make_rows, rollout
+
+needs_engine = pytest.mark.skipif(sw.unavailable() is not None, reason=sw.unavailable() or "")
+
+
+@pytest.fixture(scope="module")
+def sim():
+    simulator = sw.ScienceWorldSimulator(engines=1, short=True)
+    yield simulator
+    simulator.close()
+
+
+# without the engine
+
+LOOK = "This outside location is called the outside. Here you see: \n\tthe agent\n\ta substance called air\n\tan axe\n\ta baby beaver\n\ta dove egg\n\ta fountain (containing a substance called water)\n\tthe ground\nYou also see:\n\tA door to the kitchen (that is open)\n"
+PAGE = sw.compose("You move to the outside.", LOOK, "In your inventory, you see:\n\tan orange\n")
+CHOICES = ("focus on axe", "focus on dove", "go to kitchen", "look around", "pick up axe", "pick up dove", "put down orange", "teleport to hallway", "wait1")
+
+
+def test_page_is_taken_apart():
+    assert sw.room_of(PAGE) == "outside" and sw.message_of(PAGE) == "You move to the outside."
+    here, doors, held = sw.things(PAGE)
+    assert here == ["axe", "baby beaver", "dove egg", "fountain (containing water)", "ground"] and doors == ["kitchen"] and held == ["orange"]
+    assert sw.compose(LOOK, LOOK, "x") == LOOK.strip() + "\nx"
+
+
+def test_reference_is_exact_and_verb_balanced():
+    ref = sw.ScienceWorldDomain().reference(None, PAGE, CHOICES)
+    verbs = [sw.split_action(a)[0] for a in ref.actions]
+    assert abs(ref.probs.sum() - 1) < 1e-12 and len(set(verbs)) == 7
+    for v in set(verbs): assert abs(sum(np.exp(ref.log_prob(a)) for a, w in zip(ref.actions, verbs) if w == v) - 1 / 7) < 1e-12
+    without = sw.ScienceWorldDomain(focus=False).reference(None, PAGE, CHOICES)
+    assert without.log_prob("focus on axe") == -np.inf and abs(without.log_prob("go to kitchen") - np.log(1 / 6)) < 1e-12
+
+
+def test_templates_and_snapping():
+    d = sw.ScienceWorldDomain()
+    assert d.template("move dove to red box", PAGE) == ("move", "dove to red box") and d.template("wait1", PAGE) == ("wait1", "")
+    question = "Ambiguous request: Please enter the number for the action you intended (or blank to cancel):\n0:\tfocus on a\n1:\tfocus on b"
+    assert d.page_type(question) == "question" and d.template("1", question) == ("answer", "focus on b")
+    assert d.unresolve("focus on", "dove egg", PAGE, CHOICES) == "focus on dove" and d.unresolve("focus on", "elephant", PAGE, CHOICES) is None
+    assert d.unresolve("look around", "", PAGE, CHOICES) == "look around" and d.page_type(TERMINAL) == "end" and d.page_type(PAGE) == "outside"
+
+
+def test_features_tell_a_right_focus_from_a_wrong_one():
+    d, task = sw.ScienceWorldDomain(), "Your task is to find the animal with the longest life span.  Focus on the animal with the longest life span."
+    page = PAGE.replace("dove egg", "mouse")
+    def last(action):
+        s = advance(State(Task("t", task, page, CHOICES), page, CHOICES), action, 0.0, TERMINAL, ())
+        return d.features(task, s.turns, action, TERMINAL)
+    right, wrong = last("focus on baby beaver"), last("focus on mouse")
+    assert right.shape == wrong.shape and not np.array_equal(right, wrong)
+    assert d.hidden(advance(State(Task("t", task, page, ()), page, ()), "focus on mouse", 0.0, page, ()).turns) == "focus on mouse"
+
+
+def test_relevant_actions():
+    valid = ["focus on air", "focus on bathroom door", "focus on dove", "move orange to bowl", "move orange to kitchen", "move dove to bowl", "put down orange", "mix orange", "teleport to kitchen", "go to door to kitchen"]
+    assert sw.relevant(valid) == ("focus on dove", "move orange to bowl", "put down orange", "teleport to kitchen")
+
+
+def test_bad_ids():
+    for bad in ("find-plant", "boil-3", "find-plant-x"):
+        with pytest.raises(UserError, match="not a ScienceWorld task"): sw.parse_id(bad)
+
+
+def test_missing_java_and_package_are_one_sentence(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere"); monkeypatch.delenv("JAVA_HOME", raising=False)
+    if sw.importlib.util.find_spec("scienceworld"):
+        with pytest.raises(UserError, match="apt-get install openjdk"): sw.ScienceEngine()
+    monkeypatch.setattr(sw.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install"): sw.ScienceEngine()
+
+
+# with the engine
+
+@needs_engine
+def test_gold_paths_win_and_rewards_sum_to_the_value(sim):
+    tasks = sim.draw(6, "dev", seed=3)
+    assert sorted(sw.parse_id(t.id)[0] for t in tasks) == sorted(sw.TASKS)
+    states, live = sim.reset(tasks, [()] * 6), list(range(6))
+    golds = [sim.players[0].engine.gold(t.id) for t in tasks]
+    ended = [False] * 6
+    for turn in range(sw.HORIZON):
+        live = [i for i in live if not ended[i] and turn < len(golds[i])]
+        if not live: break
+        for i, o in zip(live, sim.step([states[i] for i in live], [golds[i][turn] for i in live], [()] * len(live))): states[i], ended[i] = o.state, o.terminated
+    for s, e in zip(states, ended): assert e and s.obs == TERMINAL and sum(t.reward for t in s.turns) == 1.0
+
+
+@needs_engine
+def test_wrong_focus_ends_at_zero(sim):
+    task = sim.tasks(["find-animal-200"])[0]
+    s = sim.reset([task], [()])
+    for a in ("teleport to outside", "focus on axe"): o = sim.step(s, [a], [()])[0]; s = [o.state]
+    assert o.terminated and sum(t.reward for t in o.state.turns) == 0.0 and o.reward < 0
+
+
+@needs_engine
+def test_expert_wins_from_any_state_and_batching_does_not_matter(sim):
+    tasks, expert = sim.draw(6, "dev", seed=3), sw.ScienceWorldExpert(sim)
+    rows = make_rows(tasks[:4], [0.0]) + [Row(tasks[4], 0.4), Row(tasks[0], 0.4)]
+    sim.domain.focus = False
+    a = rollout(sim, expert, rows, 1, sw.HORIZON, env="scienceworld")
+    for p in sim.players: p.pages.clear(); p.games.clear()
+    b = [rollout(sim, expert, [r], 1, sw.HORIZON, env="scienceworld")[0] for r in rows[::-1]][::-1]
+    sim.domain.focus = True
+    assert np.mean([e.ret for e in a]) > .9 and [to_line(e) for e in a] == [to_line(e) for e in b]
+
+
+@needs_engine
+def test_same_names_are_told_apart_the_same_way_each_time(sim):
+    path = ("teleport to art studio",)
+    first = sim.pages([("lifespan-longest-lived-0", path)])[0]
+    sim.pages([("find-living-thing-1", path), ("find-plant-5", path)])
+    for p in sim.players: p.pages.clear(); p.games.clear()
+    assert sim.pages([("lifespan-longest-lived-0", path)])[0] == first
+
+
+@needs_engine
+def test_killed_java_costs_a_replay(sim):
+    a = sim.pages([("find-plant-160", ("teleport to greenhouse", "look around"))])
+    player = sim.players[0]; before = player.counts["restarts"]
+    sim.pages([("find-plant-161", ("teleport to greenhouse",))])
+    os.kill(player.engine.process.pid, signal.SIGKILL); player.engine.process.wait()
+    player.pages.pop(("find-plant-160", ("teleport to greenhouse", "look around")))
+    assert sim.pages([("find-plant-160", ("teleport to greenhouse", "look around"))]) == a
+    assert player.counts["restarts"] == before + 1
+
+
+@needs_engine
+def test_odd_words_change_nothing(sim):
+    task = sim.tasks(["find-plant-160"])[0]
+    s = sim.reset([task], [()])
+    for a in ("", "fly away", "\n\t", "focus", "look at everything"): s = [sim.step(s, [a], [()])[0].state]
+    assert s[0].choices == task.choices and len(s[0].turns) == 5 and sw.room_of(s[0].obs) == sw.room_of(task.obs)
+
+
+@needs_engine
+def test_official_splits(sim):
+    engine = sim.players[0].engine
+    parts = [set(engine.split("find-plant", s)) for s in ("train", "dev", "test")]
+    assert [len(p) for p in parts] == [150, 75, 75] and len(set.union(*parts)) == 300
+    with pytest.raises(UserError, match="321 tasks"): sim.draw(1000, "test")
+    with pytest.raises(UserError, match="train, dev and test"): engine.split("find-plant", "valid")
+    with pytest.raises(UserError, match="variations 0 to"): engine.open("find-plant-300")
+
+
+@needs_engine
+def test_killed_collection_equals_uninterrupted_one(tmp_path, sim):
+    code = textwrap.dedent("""
+        import os, signal, sys
+        from adwm import scienceworld as sw
+        from adwm.policies import ReferencePolicy
+        from adwm.rollouts import make_rows, rollout
+        sim, calls, step = sw.ScienceWorldSimulator(1, short=True), 0, sw.ScienceWorldSimulator.step
+        def counted(self, *a):
+            global calls; calls += 1
+            if calls == 7: os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, *a)
+        sw.ScienceWorldSimulator.step = counted
+        rollout(sim, ReferencePolicy(sim.domain), make_rows(sim.draw(4, "dev"), [1.0]), 5, 4, 2, sys.argv[1], "scienceworld")""")
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    assert subprocess.run([sys.executable, "-c", code, str(cut)]).returncode == -signal.SIGKILL
+    rows = make_rows(sim.draw(4, "dev"), [1.0])
+    for path in (whole, cut): rollout(sim, ReferencePolicy(sim.domain), rows, 5, 4, 2, path, "scienceworld")
+    assert cut.read_bytes() == whole.read_bytes() and len(whole.read_text().splitlines()) == 4
