@@ -1,0 +1,237 @@
+"""Fitted values and their corrections against exact oracles, plain loops and each other."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from test_weights import everything, log_ratio, logs_of, random_logs
+
+from adwm.core import UserError, key_rng
+from adwm.fitted import (Corrected, DMPaper, Fitted, HistoryKey, NetConfig, NetFitter, Remember, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
+                         fit_values, fqe_iterate, fqe_net, fqe_solve, magic_terms, make_net, returns_to_go, simplex_qp, transitions, wdr_terms)
+from adwm.tabular import TabularDomain, action_values, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value
+from adwm.weights import IMPOSSIBLE, UNRELIABLE, Logs, conclude, exact_probe, mix_probes, pdis_terms
+
+torch.set_num_threads(1)
+mean = lambda terms: float(np.exp(terms[1]) * terms[0].mean())
+
+
+@pytest.fixture(scope="module")
+def world():
+    p = random_process(23, n_obs=2, tasks=8, vary_actions=True, vary_length=True, dense=True)
+    b, u = random_policy(p, 2), uniform_policy(p)
+    e = mix(random_policy(p, 1, 2.0), 0.4, b)
+    return p, b, e, u, to_episodes(p, draw(p, b, 240, key_rng(0, "pool")), b)
+
+
+@pytest.mark.parametrize("page_only,discount", [(False, 1.0), (True, 0.9), (False, 0.7)])
+def test_tabular_fqe_is_the_linear_solve(world, page_only, discount):
+    p, b, e, u, pool = world
+    key = HistoryKey(page_only)
+    rows = transitions(pool, exact_probe(p, e, pool), key)
+    A, r = np.eye(key.size), np.zeros(key.size)                          # the same system, entry by entry
+    for k in range(key.size):
+        mine = np.flatnonzero(rows.x == k)
+        if not len(mine): r[k] = 0.3
+        for i in mine:
+            r[k] += rows.reward[i] / len(mine)
+            if rows.after[i] >= 0:
+                for a, w in zip(rows.actions[rows.after[i]], rows.weight[rows.after[i]]): A[k, a] -= discount * w / len(mine)
+    q = np.linalg.solve(A, r)
+    assert np.abs(fqe_solve(rows, key.size, discount, 0.3) - q).max() < 1e-12
+    assert np.abs(fqe_iterate(rows, key.size, discount, 500, 0.3) - q).max() < 1e-11
+
+
+def test_tabular_fqe_is_exact_on_a_fully_logged_deterministic_process():
+    p = random_process(4, n_obs=2, n_actions=2, horizon=3, tasks=3, deterministic=True, dense=True)
+    e, u = random_policy(p, 9), uniform_policy(p)
+    s = draw(p, u, 2000, key_rng(0, "all"))
+    pool, key = to_episodes(p, s, u), HistoryKey()
+    rows = transitions(pool, exact_probe(p, e, pool), key)
+    assert np.abs(rows.spread(fqe_solve(rows, key.size)[rows.x]) - s.look_up(action_values(p, e)[0])).max() < 1e-12
+    fit = fit_values(pool, exact_probe(p, e, pool), HistoryKey(), TableFitter())
+    assert np.abs(fit.v - s.look_up(action_values(p, e)[1])).max() < 1e-12
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_doubly_robust_limits_and_the_formula_of_cobs(discount):
+    logs = random_logs(seed=3)
+    rng = key_rng(0, "qv")
+    q, v = rng.normal(size=logs.reward.shape) * logs.alive, rng.normal(size=logs.reward.shape) * logs.alive
+    n, T = q.shape
+    for terms, weights in ((dr_terms, np.exp(logs.logw) / n), (wdr_terms, np.exp(logs.logw) / np.exp(logs.logw).sum(0))):
+        before = np.concatenate([np.full((n, 1), 1 / n), weights[:, :-1]], 1)
+        cobs = sum(discount**t * (weights[:, t] * (logs.reward[:, t] - q[:, t]) * logs.alive[:, t] + before[:, t] * v[:, t] * logs.alive[:, t]).sum() for t in range(T))
+        assert abs(mean(terms(logs, q, v, discount)) - cobs) < 1e-12
+    assert abs(mean(dr_terms(logs, 0 * q, 0 * v, discount)) - mean(pdis_terms(logs, discount))) < 1e-12
+    never = replace(logs, logw=np.full(q.shape, -np.inf))
+    for terms in (dr_terms, wdr_terms): assert abs(mean(terms(never, q, v, discount)) - v[:, 0].mean()) < 1e-12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dr_is_unbiased_for_any_q_by_enumeration(seed):
+    p = random_process(seed, n_obs=2, dense=True, vary_length=seed % 2 == 0, vary_actions=True)
+    b, e = random_policy(p, 50 + seed), random_policy(p, 90 + seed, 2.0)
+    prob, s = everything(p, b)
+    wrong = tuple(np.where(l, key_rng(seed, "wrong", t).normal(size=l.shape), 0.0) for t, l in enumerate(p.legal))
+    v = tuple((x * y).sum(-1) for x, y in zip(e, wrong))
+    x, shift = dr_terms(logs_of(s, e, b), s.look_up(wrong), s.look_up(v), 0.9)
+    assert abs(np.exp(shift) * (prob @ x) - value(p, e, 0.9)) < 1e-12
+
+
+def test_dr_with_exact_q_and_deterministic_transitions_is_exact_for_every_trajectory():
+    p = random_process(8, tasks=6, deterministic=True, dense=True)
+    e, b = random_policy(p, 1, 3.0), random_policy(p, 2)
+    s = draw(p, b, 100, key_rng(0, "d"))
+    q, v = action_values(p, e)
+    for terms in (dr_terms, wdr_terms): assert np.abs(terms(logs_of(s, e, b), s.look_up(q), s.look_up(v))[0] - s.look_up(v)[:, 0]).max() < 1e-12
+
+
+def test_huge_ratios_stay_finite():
+    logs = random_logs(spread=60.0, n=60)
+    q = v = 0.5 * logs.alive
+    for form in ("DR", "WDR", "MAGIC"):
+        est = Corrected(None, form=form).from_logs(logs, q, v)
+        assert np.isfinite([est.value, *est.interval]).all() and est.status == UNRELIABLE
+
+
+def test_quadratic_program_against_scipy():
+    for seed in range(6):
+        A = key_rng(seed, "qp").normal(size=(6, 4 if seed % 2 else 6))
+        A = A @ A.T
+        x = simplex_qp(A)
+        best = minimize(lambda z: z @ A @ z, np.full(6, 1 / 6), jac=lambda z: 2 * A @ z, bounds=[(0, 1)] * 6, constraints=[dict(type="eq", fun=lambda z: z.sum() - 1)], method="SLSQP", options=dict(ftol=1e-14, maxiter=500)).fun
+        assert abs(x.sum() - 1) < 1e-9 and (x >= -1e-12).all() and x @ A @ x <= best + 1e-7 * max(best, 1)
+
+
+def test_magic_lies_between_its_ends_and_picks_the_right_one(world):
+    p, b, e, u, _ = world
+    q, v = action_values(p, e)
+    s = draw(p, b, 600, key_rng(3, "magic"))
+    logs, q, v = logs_of(s, e, b), s.look_up(q), s.look_up(v)
+    for factor in (1.0, 0.0, 4.0):
+        x, _, rungs = magic_terms(logs, factor * q, factor * v)
+        g = blends(logs, factor * q, factor * v).mean(0)
+        assert g.min() - 1e-9 <= x.mean() <= g.max() + 1e-9 and abs(rungs.sum() - 1) < 1e-9
+        assert abs(g[0] - factor * v[:, 0].mean()) < 1e-12 and abs(g[-1] - mean(wdr_terms(logs, factor * q, factor * v))) < 1e-12
+        if factor == 1: assert rungs[0] > 0.5
+        else: assert abs(x.mean() - g[-1]) < 0.25 * abs(g[0] - g[-1])
+
+
+def test_wdr_converges_and_covers(world):
+    p, b, e, u, _ = world
+    q, v = action_values(p, e)
+    sets, n = 1000, 120
+    s = draw(p, b, sets * n, key_rng(4, "cover"))
+    logs, q, v = logs_of(s, e, b), 0.6 * s.look_up(q), 0.6 * s.look_up(v)
+    assert abs(mean(wdr_terms(logs, q, v)) - value(p, e)) < 0.01
+    hits = 0
+    for i in range(sets):
+        c = slice(i * n, (i + 1) * n)
+        low, high = conclude(*wdr_terms(Logs(logs.logw[c], logs.reward[c], logs.alive[c]), q[c], v[c]), None).interval
+        hits += low <= value(p, e) <= high
+    assert 0.86 <= hits / sets <= 0.93
+
+
+def test_network_fit_is_the_plain_loop_and_depends_on_the_seed_alone(world):
+    p, b, e, u, pool = world
+    rows = transitions(pool, exact_probe(p, e, pool), TextFeatures(TabularDomain(), 12))
+    config = NetConfig(width=16, epochs=2)
+    q = fqe_net(rows, config, 0.9, seed=5)
+    torch.manual_seed(99)
+    assert (fqe_net(rows, config, 0.9, seed=5)(rows.x) == q(rows.x)).all() and not np.allclose(fqe_net(rows, config, 0.9, seed=6)(rows.x), q(rows.x))
+    from adwm.core import key_int
+    z = lambda a: torch.as_tensor((a - rows.x.mean(0)) / (rows.x.std(0) + 1e-3), dtype=torch.float32)
+    net, slow = make_net(rows.x.shape[1], config, 5), make_net(rows.x.shape[1], config, 5)
+    opt, order = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay), torch.Generator().manual_seed(key_int(5, "fqe order"))
+    for _ in range(config.epochs):
+        for i in torch.randperm(len(rows.x), generator=order).split(config.batch):
+            goal = []
+            for j in i.tolist():
+                k = rows.after[j]
+                with torch.no_grad(): nxt = 0.0 if k < 0 else float((torch.as_tensor(rows.weight[k]).float() * slow(z(rows.actions[k]))[:, 0]).sum())
+                goal.append(rows.reward[j] + 0.9 * nxt)
+            loss = ((net(z(rows.x[i.numpy()]))[:, 0] - torch.tensor(goal)) ** 2).mean()
+            opt.zero_grad(); loss.backward(); opt.step()
+            with torch.no_grad():
+                for a, c in zip(slow.parameters(), net.parameters()): a += config.polyak * (c - a)
+    assert np.abs(q(rows.x) - net(z(rows.x))[:, 0].detach().numpy()).max() < 1e-4
+
+
+def test_network_learns_a_value(world):
+    p, b, e, u, pool = world
+    probe = exact_probe(p, e, pool)
+    keys = HistoryKey()
+    rows = transitions(pool, probe, keys)
+    onehot = lambda k: np.eye(keys.size, dtype=np.float32)[k]
+    dense = replace(rows, x=onehot(rows.x), actions=onehot(rows.actions))
+    q = fqe_net(dense, NetConfig(width=32, epochs=30, lr=3e-3, polyak=0.1))
+    v = (dense.weight * q(dense.actions)).sum(1)[np.flatnonzero(np.diff(rows.episode, prepend=-1))].mean()
+    assert abs(v - value(p, e)) < 0.2 and np.isfinite(v)
+
+
+def test_epsilon_variants(world):
+    p, b, e, u, pool = world
+    own, other, key = exact_probe(p, e, pool), exact_probe(p, u, pool, "reference", 1.0), HistoryKey()
+    grid = (0.0, 0.5, 1.0)
+    curve = {how: [Fitted(key, TableFitter(), epsilon=how).estimate(pool, mix_probes(own, other, x), 0).value for x in grid] for how in ("refit", "evaluation", "paper")}
+    assert abs(np.diff(curve["evaluation"], 2)[0]) < 1e-12, "a straight line"
+    assert abs(curve["refit"][0] - curve["evaluation"][0]) < 1e-12 and abs(curve["refit"][2] - curve["evaluation"][2]) > 1e-6
+    assert len({round(x, 9) for x in curve["paper"]}) == 3
+    lonely = exact_probe(p, mix(e, 0.5, u), pool, epsilon=0.5)
+    assert Fitted(key, TableFitter(), epsilon="evaluation").estimate(pool, lonely, 0).status == IMPOSSIBLE
+
+
+def test_the_family_on_one_pool(world):
+    p, b, e, u, pool = world
+    probe = mix_probes(exact_probe(p, e, pool), exact_probe(p, u, pool, "reference", 1.0), 0.25)
+    names = set()
+    for it in classical(HistoryKey(page_only=True), TableFitter(), TableFitter(bootstrap=False), domain=TabularDomain(), fitted_behavior=True):
+        est = it.estimate(pool, probe, 0)
+        names.add(it.name)
+        assert np.isfinite(est.value) and est.interval[0] <= est.value <= est.interval[1] and (est.status == "estimated") == (est.reason == "")
+        assert it.estimate(pool, probe, 0).value == est.value
+        assert it.estimate(pool[:1], exact_probe(p, e, pool[:1]), 0).status == IMPOSSIBLE
+    assert len(names) == 16
+    flat = [DMPaper().estimate(pool, mix_probes(*probe.parts, x), 0).value for x in (0.0, 1.0)]
+    assert flat[0] == flat[1] == pytest.approx(np.mean([x.ret for x in pool]))
+
+
+def test_replay_with_exact_values_and_terminal_rewards():
+    p = random_process(3, tasks=6, vary_length=True)
+    b = random_policy(p, 1)
+    pool = to_episodes(p, draw(p, b, 3000, key_rng(0, "replay")), b)
+    est = Replay(HistoryKey(), TableFitter(bootstrap=False)).estimate(pool, exact_probe(p, b, pool), 0)
+    assert abs(est.value - value(p, b)) < 0.05, "replaying the behavior policy gives its value"
+
+
+def test_fits_are_shared_and_truncation_has_no_successor(world):
+    p, b, e, u, pool = world
+    calls = []
+
+    class Counting(TableFitter):
+        def fit(self, rows, discount, seed):
+            calls.append(len(rows.x))
+            return super().fit(rows, discount, seed)
+    family = classical(HistoryKey(page_only=True), Counting(), Counting(bootstrap=False))
+    for it in family: it.estimate(pool, exact_probe(p, e, pool), 0)
+    assert len(calls) == 5, "FQE, the paper's filter, two folds for DR, WDR and MAGIC together, one regression on returns"
+    cut = [replace(x, terminated=False, truncated=True, last_obs="page 0") for x in pool]
+    rows, cut_rows = (transitions(x, exact_probe(p, e, pool), HistoryKey()) for x in (pool, cut))
+    assert (rows.after == cut_rows.after).all() and np.allclose(returns_to_go(rows)[np.flatnonzero(np.diff(rows.episode, prepend=-1))], [x.ret for x in pool])
+    assert Remember(TableFitter()).fit(rows, 1.0, 0)(rows.x).shape == rows.x.shape
+
+
+def test_bad_input_is_one_sentence(world):
+    p, b, e, u, pool = world
+    probe = exact_probe(p, e, pool)
+    mute = replace(probe, actions=tuple(tuple(() for _ in row) for row in probe.actions), weights=tuple(tuple(np.zeros(0) for _ in row) for row in probe.weights))
+    nan = [replace(pool[0], turns=(replace(pool[0].turns[0], reward=float("nan")), *pool[0].turns[1:])), *pool[1:]]
+    for call in (lambda: transitions(pool, mute, HistoryKey()), lambda: transitions(nan, probe, HistoryKey()), lambda: transitions(pool[:3], probe, HistoryKey()),
+                 lambda: Fitted(HistoryKey(), TableFitter(), epsilon="sometimes").estimate(pool, probe, 0), lambda: Corrected(HistoryKey(), TableFitter(), "SDR").estimate(pool, probe, 0),
+                 lambda: DMPaper().estimate(nan, probe, 0)):
+        with pytest.raises(UserError) as err: call()
+        assert "\n" not in str(err.value)
+    one = [x for x in pool if x.task.id == pool[0].task.id]
+    assert Corrected(HistoryKey(), TableFitter()).estimate(one, exact_probe(p, e, one), 0).status == IMPOSSIBLE
