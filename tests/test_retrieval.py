@@ -1,0 +1,200 @@
+"The page index and the nearest-neighbour simulator: relations, ties, filters, composed lists, batching, held-out accuracy."
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from adwm.core import UserError
+from adwm.envs import Domain, State
+from adwm.episodes import TERMINAL, Episode, Task, Turn, split_by_task
+from adwm.policies import ScriptedPolicy
+from adwm.retrieval import (NearestNeighbour, PageIndex, Weights, Words, by_template, follow, last_of_type, offered, one_step, relations, split_by_policy, tune)
+from adwm.rollouts import make_rows, rollout
+from adwm.webshop import WebShopDomain, WebShopSimulator, expert, generated_shop, sample_goals
+
+
+class Rooms(Domain):
+    "Pages 'hall', 'shelf x', 'box y'; the type is the first word."
+    def page_type(self, obs): return "end" if obs == TERMINAL else obs.split()[0]
+
+
+def episode(steps, last=TERMINAL, task="t", policy="p", index=0, reward=1.0):
+    "An episode from (page, action) pairs; the last turn pays."
+    turns = tuple(Turn(o, a, reward * (i == len(steps) - 1), ("back", "take x")) for i, (o, a) in enumerate(steps))
+    return Episode("rooms", Task(task, f"find {task}", steps[0][0], ("back",)), policy, 0.0, 0, index, turns, last, last == TERMINAL, last != TERMINAL)
+
+
+WALK = episode([("hall", "open shelf red"), ("shelf red", "look"), ("shelf red", "open box one"), ("box one", "back"), ("shelf red", "take x")])
+
+
+def test_relations_same_copy_new():
+    assert relations(WALK, Rooms()) == ["new", "same", "new", "copy", "new"]
+
+
+def test_a_repeated_act_that_brings_the_same_page_is_new_again():
+    e = episode([("hall", "search a"), ("shelf a", "back"), ("hall", "search a"), ("shelf a", "take x")])
+    assert relations(e, Rooms()) == ["new", "copy", "new", "new"]
+
+
+def test_follow_uses_ones_own_history():
+    mine, d = ["hall", "shelf blue", "box two"], Rooms()
+    assert follow("same", "shelf red", mine, d) == "box two"
+    assert follow("copy", "shelf red", mine, d) == "shelf blue"
+    assert follow("new", "shelf red", mine, d) == "shelf red"
+    assert follow("copy", "cellar", mine, d) == "cellar" and last_of_type(mine, "cellar", d) is None
+
+
+def test_copy_is_transferred_not_the_text():
+    nn = NearestNeighbour(PageIndex([WALK], Rooms()))
+    history = (Turn("hall", "open shelf blue", 0.0), Turn("shelf blue", "open box two", 0.0))
+    out = nn.step([State(Task("u", "find u", "hall"), "box two", ("back",), history)], ["back"], [(0, "u", 0, 2)])[0]
+    assert out.state.obs == "shelf blue" and out.info["relation"] == "copy" and not out.terminated
+
+
+def test_hard_filter_on_type_and_template():
+    "A look in a box is answered by a look somewhere (same template), never by another act, however alike the words."
+    nn = NearestNeighbour(PageIndex([WALK], Rooms()))
+    out = nn.step([State(Task("t", "find t", "hall"), "box one", ("back",))], ["look"], [(0, "t", 0, 0)])[0]
+    assert out.state.obs == "box one"
+    out = nn.step([State(Task("t", "find t", "hall"), "hall", ("back",))], ["fly away"], [(0, "t", 0, 0)])[0]
+    assert out.state.obs == "hall" and out.reward == 0 and "source" not in out.info
+
+
+def test_other_tasks_answer():
+    nn = NearestNeighbour(PageIndex([WALK, episode([("hall", "open cellar"), ("cellar", "take x")], task="other")], Rooms()))
+    out = nn.step([State(Task("t", "find t", "hall"), "hall", ("back",))], ["open cellar"], [(0, "t", 0, 0)])[0]
+    assert out.state.obs == "cellar" and out.info["source"] == (1, 0)
+
+
+def test_ties_are_broken_by_the_rows_key_and_reach_all():
+    logs = [episode([("hall", "toss coin"), (f"shelf {side}", "take x")], index=i) for i, side in enumerate(["heads", "tails"] * 5)]
+    nn = NearestNeighbour(PageIndex(logs, Rooms()), weights=Weights(fit=0))
+    s = State(Task("t", "find t", "hall"), "hall", ("back",))
+    keys = [(0, "t", r, 0) for r in range(60)]
+    many = [o.state.obs for o in nn.step([s] * 60, ["toss coin"] * 60, keys)]
+    assert 15 < many.count("shelf heads") < 45
+    assert [nn.step([s], ["toss coin"], [k])[0].state.obs for k in keys] == many
+
+
+def test_pages_without_known_choices_are_never_handed_out():
+    logs = [episode([("hall", "open shelf red")], last="shelf red"), episode([("hall", "open shelf green"), ("shelf green", "take x")], index=1)]
+    index = PageIndex(logs, Rooms())
+    assert not index.playable[index.id["shelf red"]] and list(index.after("hall", "open")) == [index.id["shelf green"]]
+    out = NearestNeighbour(index).step([State(Task("t", "find t", "hall"), "hall", ("back",))], ["open shelf red"], [(0, "t", 0, 0)])[0]
+    assert out.state.obs == "shelf green" and out.state.choices
+
+
+def test_index_knows_where_pages_occur_and_lookups_add_nothing():
+    index = PageIndex([WALK], Rooms())
+    assert index.occurrences[index.id["shelf red"]] == [(0, 1), (0, 2), (0, 4)] and index.occurrences[index.id[TERMINAL]] == [(0, 5)]
+    assert index.nearest(["a red shelf"])[0][0] == index.id["shelf red"] and index.similar(["box one"]).shape == (1, len(index.pages))
+    with pytest.raises(KeyError): index.id["nowhere"]
+    with pytest.raises(UserError, match="empty pool"): PageIndex([], Rooms())
+
+
+def test_unknown_words_make_a_match_imperfect():
+    w = Words(["red scarf", "blue hat"])
+    same, half = (w(["red scarf", "red scarf unheard"]) @ w(["red scarf"]).T).toarray().ravel()
+    assert same == pytest.approx(1, abs=1e-6) and half < .9 and w([""]).nnz == 0
+
+
+def test_reward_is_logged_without_a_readout_and_read_with_one():
+    index = PageIndex([WALK], Rooms())
+    s = State(Task("t", "find t", "hall"), "shelf red", ("back",), (Turn("hall", "open shelf red", 0.0),))
+    assert NearestNeighbour(index).step([s], ["take x"], [(0, "t", 0, 0)])[0].reward == 1
+    seen = []
+
+    class Readout:
+        def predict(self, tasks, turns, actions, pages): seen.append((turns, actions, pages)); return np.array([.25])
+    out = NearestNeighbour(index, Readout()).step([s], ["take x"], [(0, "t", 0, 0)])[0]
+    assert out.terminated and out.reward == .25 and out.state.turns[-1].reward == .25 and seen == [([s.turns], ["take x"], ["shelf red"])]
+
+
+def test_offered():
+    d = WebShopDomain()
+    item = "Back to Search [SEP] < Prev [SEP] color [SEP] red [SEP] blue [SEP] wool hat [SEP] Price: $5.0 [SEP] Rating: N.A. [SEP] Description [SEP] Features [SEP] Reviews [SEP] Buy Now"
+    other = item.replace("red", "green")
+    clicks = ("click[red]", "click[blue]", "click[buy now]")
+    assert offered(d, other, clicks, item, (Turn(item, "click[blue]", 0.0),)) and not offered(d, other, clicks, item, (Turn(item, "click[red]", 0.0),))
+    assert not offered(d, TERMINAL, (), item, (Turn(item, "click[blue]", 0.0),)) and offered(d, TERMINAL, (), TERMINAL, ())
+
+
+@pytest.fixture(scope="module")
+def market():
+    "A small shop, its logs by the expert at two rates of random acts, and other episodes on the same tasks."
+    shop, domain = generated_shop(2, 120), WebShopDomain()
+    goals = {g.id: g for g in sample_goals(shop, 30, "eval", 2)}
+    real = WebShopSimulator(shop, list(goals.values()), domain)
+    teacher = ScriptedPolicy("expert", lambda s: expert(shop, goals[s.task.id], s))
+    lazy = ScriptedPolicy("lazy", lambda s: "click[buy now]" if domain.page_type(s.obs) == "item" else expert(shop, goals[s.task.id], s))
+    logs = rollout(real, teacher, make_rows(real.tasks(), [.3]), 0, 12) + rollout(real, lazy, make_rows(real.tasks(), [.3]), 1, 12)
+    return real, domain, logs, rollout(real, teacher, make_rows(real.tasks(), [.15]), 5, 12)
+
+
+def test_structure_beats_raw_text_on_held_out_episodes(market):
+    real, domain, logs, test = market
+    index = PageIndex(logs, domain)
+    score = {name: by_template(one_step(sim, test, index=index), index)[-1] for name, sim in
+             dict(raw=NearestNeighbour(index, structured=False), structured=NearestNeighbour(index, compose=False), composed=NearestNeighbour(index)).items()}
+    assert score["structured"]["exact"] > score["raw"]["exact"] and score["composed"]["offered"] >= score["structured"]["offered"] - .01
+    assert score["structured"]["exact"] > .7 and score["structured"]["alike"] > .85
+
+
+def test_logged_steps_are_answered_exactly(market):
+    real, domain, logs, _ = market
+    rows = by_template(one_step(NearestNeighbour(PageIndex(logs, domain)), logs[:20], index=PageIndex(logs, domain)))
+    table = {r["template"]: r for r in rows}
+    assert table["search"]["exact"] == 1 and table["search"]["twin"] == 1 and table["all"]["exact"] > .95
+
+
+def test_batching_does_not_matter(market):
+    real, domain, logs, test = market
+    nn = NearestNeighbour(PageIndex(logs, domain))
+    steps = [(State(e.task, t.obs, t.choices, e.turns[:i]), t.action, (3, e.task.id, e.index, i)) for e in test for i, t in enumerate(e.turns)][:80]
+    together = nn.step(*map(list, zip(*steps)))
+    order = np.random.default_rng(0).permutation(len(steps))
+    apart = nn.step(*map(list, zip(*[steps[i] for i in order])))
+    assert all(together[i].state.obs == o.state.obs and together[i].reward == o.reward for i, o in zip(order, apart))
+
+
+def test_composed_lists(market):
+    real, domain, logs, _ = market
+    nn = NearestNeighbour(PageIndex(logs, domain))
+    s = State(logs[0].task, logs[0].task.obs, logs[0].task.choices)
+    first = nn.step([s], ["search[a query of words nobody typed before hat]"], [(0, "x", 0, 0)])[0].state
+    assert domain.page_type(first.obs) == "results" and 0 < len(domain.lines(first.obs)) <= 10
+    second = nn.step([first], ["click[next >]"], [(0, "x", 0, 1)])[0].state
+    assert not {t for t, _ in domain.lines(first.obs)} & {t for t, _ in domain.lines(second.obs)} and "Page 2" in second.obs
+    again = nn.step([second], ["click[back to search]"], [(0, "x", 0, 2)])[0].state
+    assert domain.page_type(again.obs) == "index"
+    pick = [c for c in first.choices if c.startswith("click[b0")][0]
+    item = nn.step([first], [pick], [(0, "x", 0, 1)])[0].state
+    line = next(a for t, a in domain.lines(first.obs) if t.lower().startswith(pick[6:-1]))
+    assert domain.page_type(item.obs) == "item" and line.split(" $")[0] in item.obs and f"Price: ${line.split(' $')[1]}" in item.obs
+
+
+def test_tuning_and_splits(market):
+    real, domain, logs, _ = market
+    folds = split_by_policy(logs)
+    assert [{e.policy for e in test} for _, test in folds] == [{"expert"}, {"lazy"}]
+    weights, table = tune(folds[:1], domain, (Weights(argument=0, page=0, task=0, hidden=0, fit=0), Weights()))
+    assert weights["item"] == Weights() and all(r["offered chosen"] >= r["offered default"] for r in table)
+    with pytest.raises(UserError, match="only one policy"): split_by_policy([e for e in logs if e.policy == "lazy"])
+    assert tune(split_by_task(logs, 3)[:1], domain, (Weights(),))[0][""] == Weights()
+
+
+def test_generic_logs_without_types():
+    "Logs of an unknown environment: one page type, verbs as templates."
+    nn = NearestNeighbour(PageIndex([WALK], Domain()))
+    out = nn.step([State(Task("t", "find t", "hall"), "hall", ("back",))], ["open shelf red"], [(0, "t", 0, 0)])[0]
+    assert out.state.obs == "shelf red"
+
+
+def test_fast_enough(market):
+    real, domain, logs, test = market
+    nn = NearestNeighbour(PageIndex(logs, domain))
+    steps = [(State(e.task, t.obs, t.choices, e.turns[:i]), t.action, (3, e.task.id, e.index, i)) for e in test for i, t in enumerate(e.turns)]
+    start = time.process_time()
+    nn.step(*map(list, zip(*steps)))
+    assert (time.process_time() - start) / len(steps) < .003, "10,000 predictions take more than half a minute"
