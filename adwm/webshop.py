@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['COLOR_ORDER', 'SEP', 'GROUP_NAMES', 'Product', 'read_product', 'document', 'Search', 'product_search', 'Goal',
            'synthetic_goals', 'human_goals', 'token_set_ratio', 'normalize_color', 'lexicon_nouns', 'spacy_nouns',
-           'type_reward', 'reward', 'Visit', 'Shop', 'rich_text', 'build_shop', 'generated_shop', 'read_shop',
-           'sample_goals', 'Page', 'read_page', 'short', 'dollars', 'instruction_words', 'WebShopDomain',
+           'type_reward', 'reward', 'Visit', 'item_page', 'item_clicks', 'tab_lines', 'Shop', 'shown', 'click_result',
+           'click_item', 'rich_text', 'build_shop', 'generated_shop', 'read_shop', 'sample_goals', 'Page', 'read_page',
+           'short', 'dollars', 'instruction_words', 'WebShopWords', 'WebShopActions', 'WebShopDomain',
            'clicked_options', 'read_request', 'WebShopSimulator', 'expert_queries', 'expert_query', 'expert', 'domain',
            'world']
 
-# %% ../nbs/12_webshop.ipynb #afadc1b1
+# %% ../nbs/12_webshop.ipynb #4762c395
 import json
 import random
 import re
@@ -26,7 +27,7 @@ from .core import UserError, key_rng
 from .envs import Domain, Outcome, Reference, State, advance, overlap, words
 from .episodes import TERMINAL, Task, Turn
 
-# %% ../nbs/12_webshop.ipynb #99827355
+# %% ../nbs/12_webshop.ipynb #70636f00
 @dataclass(frozen=True)
 class Product:
     "One product as the shop uses it."
@@ -73,7 +74,7 @@ def read_product(
                    tag, prices, options, tuple(entry.get("attributes", ["DUMMY_ATTR"])), raw["category"], raw["product_category"],
                    raw["query"].lower().strip(), entry.get("instruction"), tuple(entry.get("instruction_attributes") or ()))
 
-# %% ../nbs/12_webshop.ipynb #5e3e318c
+# %% ../nbs/12_webshop.ipynb #56d82e62
 _STOP = frozenset("a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was will with".split())
 
 
@@ -94,7 +95,7 @@ def document(
     options = ", and ".join(f"{k}: {', '.join(v)}" for k, v in p.options.items())
     return " ".join([p.title, p.description, p.bullets[0] if p.bullets else "", options]).lower()
 
-# %% ../nbs/12_webshop.ipynb #e429fa38
+# %% ../nbs/12_webshop.ipynb #2fcd0057
 class Search:
     "BM25 over texts (k1 = .9, b = .4, Lucene's idf)."
     def __init__(
@@ -137,7 +138,7 @@ def product_search(
     "The shop's search engine."
     return Search([document(p) for p in products], [p.asin for p in products])
 
-# %% ../nbs/12_webshop.ipynb #1e3577b9
+# %% ../nbs/12_webshop.ipynb #887c4c83
 @dataclass(frozen=True)
 class Goal:
     "What the visitor is asked to buy."
@@ -164,7 +165,7 @@ def _bound(
     upper = max(rng.sample(above, 2))
     return upper, f", and price lower than {upper:.2f} dollars"
 
-# %% ../nbs/12_webshop.ipynb #f17fee39
+# %% ../nbs/12_webshop.ipynb #c5b7ac54
 def synthetic_goals(
     products: list[Product],
     prices: dict[str, float],      # asin -> dollars
@@ -185,7 +186,7 @@ def synthetic_goals(
             for a in p.asked: count[a] = count.get(a, 0) + 1
     return [replace(g, weight=sum(1. / count[a] for a in g.attributes) / len(g.attributes)) for g in goals]
 
-# %% ../nbs/12_webshop.ipynb #c5b7ac54
+# %% ../nbs/12_webshop.ipynb #87220b26
 def human_goals(
     products: list[Product],
     prices: dict[str, float],
@@ -202,7 +203,7 @@ def human_goals(
                               tuple(("", v) for v in h["instruction_options"]), upper, p.title, p.query, p.category, p.product_category))
     return goals
 
-# %% ../nbs/12_webshop.ipynb #c3251440
+# %% ../nbs/12_webshop.ipynb #5db42e0e
 def _lcs(a: str, b: str) -> int:
     "Length of the longest common subsequence, bit-parallel (Hyyro 2004)."
     masks: dict[str, int] = {}
@@ -233,7 +234,7 @@ def token_set_ratio(
     pairs = [(one, two)] + ([(both, one), (both, two)] if both else [])
     return max(_ratio(x, y) for x, y in pairs)
 
-# %% ../nbs/12_webshop.ipynb #b8d39a1a
+# %% ../nbs/12_webshop.ipynb #0717a9d8
 COLOR_ORDER = tuple("""alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel camo caramel champagne charcoal cheetah
 chestnut chocolate christmas coffee cognac copper coral cranberry cream crystal dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey heather
 indigo ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight mint mocha multicolor mushroom mustard natural navy nude olive orange peach pewter
@@ -248,7 +249,7 @@ def normalize_color(
     "The first word of the ordered colour list that the value contains."
     return next((c for c in COLOR_ORDER if c in value), value)
 
-# %% ../nbs/12_webshop.ipynb #7a53a0fe
+# %% ../nbs/12_webshop.ipynb #bb610bf9
 _PLAIN = frozenset((" ".join(ADJECTIVES.values()) + " " + COLORS + " new best good great simple easy soft warm cool hot cold big small medium large mini extra super free high low long "
     "short black round square double single triple quick slow light dark heavy thin thick pure real safe clean dry wet old young natural with without from per plus and or for of the a an "
     "in on by to is it this that your our you all every each").split())
@@ -261,7 +262,7 @@ def lexicon_nouns(
     "A small noun tagger: every word that is not in a list of adjectives and function words."
     return tuple(w for w in re.findall(r"[a-z][a-z'-]*", title.lower()) if w not in _PLAIN and len(w) > 1)
 
-# %% ../nbs/12_webshop.ipynb #bb610bf9
+# %% ../nbs/12_webshop.ipynb #85616d17
 def spacy_nouns(
     model: str = "en_core_web_lg",    # an installed spaCy model
 ) -> Callable[[str], tuple]:          # a noun tagger
@@ -276,7 +277,7 @@ def spacy_nouns(
     def nouns(title: str) -> tuple[str, ...]: return tuple(t.text.lower() for t in nlp(title) if t.pos_ in ("NOUN", "PROPN"))
     return nouns
 
-# %% ../nbs/12_webshop.ipynb #3face8bc
+# %% ../nbs/12_webshop.ipynb #b677f02f
 def type_reward(
     bought: Product,
     goal: Goal,
@@ -291,12 +292,12 @@ def type_reward(
     r = 0. if score == 0 else .1 if score < .1 else r
     return dict(r_type=r, query_match=query, category_match=category, title_score=score)
 
-# %% ../nbs/12_webshop.ipynb #b677f02f
+# %% ../nbs/12_webshop.ipynb #07a48481
 def _wanted(group: str, value: str) -> str:
     "A goal option as the original compares it: the pair's text for synthetic goals, the colour or value for human ones."
     return normalize_color(value) if not group or value in COLOR_ORDER else f"{group} {value}"
 
-# %% ../nbs/12_webshop.ipynb #07a48481
+# %% ../nbs/12_webshop.ipynb #6fe8533e
 def reward(
     bought: Product,
     goal: Goal,
@@ -314,7 +315,7 @@ def reward(
     info.update(r_att=hits / len(goal.attributes), r_option=matched / len(wanted) if wanted else None, r_price=cheap)
     return (hits + matched + cheap) / n * info["r_type"], info
 
-# %% ../nbs/12_webshop.ipynb #dc0d619a
+# %% ../nbs/12_webshop.ipynb #ca61d7d8
 class Visit(NamedTuple):
     "Where a visitor is. Immutable: a step makes a new one."
     goal: Goal
@@ -326,11 +327,41 @@ class Visit(NamedTuple):
     sub: str = ""                          # description, features, reviews, attributes
     opened: frozenset = frozenset()        # products opened since the last return to the index
 
-# %% ../nbs/12_webshop.ipynb #ca61d7d8
+# %% ../nbs/12_webshop.ipynb #33e42169
 SEP = " [SEP] "
 _TABS = ("description", "features", "reviews")
 
-# %% ../nbs/12_webshop.ipynb #33e42169
+
+def item_page(
+    p: Product,
+    tabs: tuple[str, ...] = _TABS,
+) -> str:              # the item page in text mode
+    "The same text whatever is chosen: it can be written once per product."
+    parts = ["Back to Search", "< Prev"]
+    for name, values in p.options.items(): parts += [name, *values]
+    parts += [p.title.strip(), f"Price: {p.tag}", "Rating: N.A.", *(t.capitalize() for t in tabs), "Buy Now"]
+    return SEP.join(x for x in parts if x)
+
+
+def item_clicks(
+    p: Product,
+    tabs: tuple[str, ...] = _TABS,
+) -> dict[str, str]:   # clickable text -> option group, "" for buttons
+    "What an item page lets one click; a value that two groups share belongs to the last."
+    clicks = dict.fromkeys(["back to search", "< prev", *tabs, "buy now"], "")
+    for name, values in p.options.items(): clicks.update(dict.fromkeys(values, name))
+    return clicks
+
+
+def tab_lines(
+    p: Product,
+    tab: str,          # description, features, reviews, attributes
+) -> list[str]:        # what the tab prints
+    "The body of a sub page; reviews are empty, as in the original's text files."
+    lines = {"description": [p.description], "features": p.bullets, "reviews": [], "attributes": p.attributes}[tab]
+    return [x.strip() for x in lines if x]
+
+# %% ../nbs/12_webshop.ipynb #d6521cdb
 class Shop:
     "A WebShop: products, goals, search and reward behind `open` and `step`."
     def __init__(
@@ -347,115 +378,87 @@ class Shop:
         self.products, self.prices, self.goals, self.origin, self.nouns = list(products), prices, list(goals), origin, nouns
         self.by_asin = {p.asin: p for p in products}
         self.search = search or product_search(products)
-        self.tabs = _TABS + (("attributes",) if show_attributes else ())
-        self._line = {p.asin: SEP.join(x for x in (p.asin, p.title.strip(), p.tag) if x) for p in products}
-        self._item = {p.asin: self._item_page(p) for p in products}
-        self._clicks = {p.asin: self._item_clicks(p) for p in products}
+        tabs = _TABS + (("attributes",) if show_attributes else ())
+        self.lines = {p.asin: SEP.join(x for x in (p.asin, p.title.strip(), p.tag) if x) for p in products}
+        self.items = {p.asin: item_page(p, tabs) for p in products}
+        self.clicks = {p.asin: item_clicks(p, tabs) for p in products}
 
-    def _item_page(self, p: Product) -> str:
-        parts = ["Back to Search", "< Prev"]
-        for name, values in p.options.items(): parts += [name, *values]
-        parts += [p.title.strip()] * bool(p.title.strip()) + [f"Price: {p.tag}", "Rating: N.A.", *(t.capitalize() for t in self.tabs), "Buy Now"]
-        return SEP.join(parts)
-
-    def _item_clicks(self, p: Product) -> dict[str, str]:
-        "Clickable text -> option group ('' for buttons); a value of two groups belongs to the last."
-        clicks = dict.fromkeys(["back to search", "< prev", *self.tabs, "buy now"], "")
-        for name, values in p.options.items(): clicks.update(dict.fromkeys(values, name))
-        return clicks
-
-    def open(
-        self,
-        goal: Goal,
-    ) -> Visit:
+    def open(self, goal: Goal) -> Visit:
         "A new visit at the search page."
         return Visit(goal)
 
-    def page(
-        self,
-        v: Visit,
-    ) -> str:       # the page in text mode, without the instruction
-        "The visible text of the page, parts joined by [SEP]."
+    def page(self, v: Visit) -> str:
+        "The visible text of the page, without the instruction."
         if v.kind == "index": return "WebShop [SEP] Search"
-        if v.kind == "item": return self._item[v.asin]
-        if v.kind == "results":
-            shown = v.hits[10 * v.number - 10:10 * v.number]
-            head = ["Back to Search", f"Page {v.number} (Total results: {len(v.hits)})"] + ["< Prev"] * (v.number > 1) + ["Next >"]
-            return SEP.join(head + [self._line[a] for a in shown])
-        if v.kind == "sub": return SEP.join(["Back to Search", "< Prev", *self._body(v)])
-        return TERMINAL
+        if v.kind == "item": return self.items[v.asin]
+        if v.kind == "sub": return SEP.join(["Back to Search", "< Prev", *tab_lines(self.by_asin[v.asin], v.sub)])
+        if v.kind == "end": return TERMINAL
+        head = ["Back to Search", f"Page {v.number} (Total results: {len(v.hits)})"] + ["< Prev"] * (v.number > 1) + ["Next >"]
+        return SEP.join(head + [self.lines[a] for a in shown(v)])
 
-    def _body(self, v: Visit) -> list[str]:
-        p = self.by_asin[v.asin]
-        lines = {"description": [p.description], "features": p.bullets, "reviews": [], "attributes": p.attributes}[v.sub]
-        return [x.strip() for x in lines if x]
-
-    def observation(
-        self,
-        v: Visit,
-    ) -> str:       # the page as the original shows it
-        "The page with the instruction on it (text mode of WebAgentTextEnv)."
+    def observation(self, v: Visit) -> str:
+        "The page with the instruction on it: text mode of WebAgentTextEnv."
         if v.kind == "index": return SEP.join(["WebShop", "Instruction:", v.goal.text, "Search"])
         return SEP.join(["Instruction:", v.goal.text, self.page(v)])
 
-    def clickables(
-        self,
-        v: Visit,
-    ) -> tuple[str, ...]:   # lower-case texts in the original's order
-        "What can be clicked on the page."
+    def clickables(self, v: Visit) -> tuple[str, ...]:
+        "What can be clicked, lower case, in the original's order."
         if v.kind == "index": return ("search",)
-        if v.kind == "item": return tuple(self._clicks[v.asin])
+        if v.kind == "item": return tuple(self.clicks[v.asin])
         if v.kind == "sub": return ("back to search", "< prev")
         if v.kind == "end": return ()
-        shown = v.hits[10 * v.number - 10:10 * v.number]
-        return ("back to search", *(["< prev"] * (v.number > 1)), "next >", *(a.lower() for a in shown))
+        return ("back to search", *(["< prev"] * (v.number > 1)), "next >", *(a.lower() for a in shown(v)))
 
-    def choices(
-        self,
-        v: Visit,
-    ) -> tuple[str, ...]:   # admissible actions; a page with a search bar lists the open form "search[]"
-        "The admissible actions as records keep them."
-        if v.kind == "index": return ("search[]",)
-        return tuple(f"click[{c}]" for c in self.clickables(v))
+    def choices(self, v: Visit) -> tuple[str, ...]:
+        "The admissible actions as records keep them; a page with a search bar lists the open form `search[]`."
+        return ("search[]",) if v.kind == "index" else tuple(f"click[{c}]" for c in self.clickables(v))
 
-    def step(
-        self,
-        v: Visit,
-        action: str,
-    ) -> tuple[Visit, float, bool]:    # next visit, reward, whether the episode ended
-        "Act; what is not valid on the page changes nothing and pays 0."
+    def step(self, v: Visit, action: str) -> tuple[Visit, float, bool]:
+        "Act: next visit, reward, whether the episode ended. What is not valid on the page changes nothing and pays 0."
         m = re.match(r"(.+)\[(.+)\]", action)
         name, arg = (m[1], m[2].lower()) if m else ("", "")
         if v.kind == "end": return v, 0., True
-        if name == "search":
-            return v._replace(kind="results", hits=self.search(arg), number=1, asin="", options=(), sub=""), 0., False
-        if name != "click": return v, 0., False
-        if v.kind == "item": return self._on_item(v, arg)
-        if v.kind == "results": return self._on_results(v, arg), 0., False
-        if v.kind == "sub" and arg == "< prev": return v._replace(kind="item", sub=""), 0., False
-        if v.kind == "sub" and arg == "back to search": return Visit(v.goal), 0., False
-        return v, 0., False
-
-    def _on_results(self, v: Visit, arg: str) -> Visit:
-        if arg == "back to search": return Visit(v.goal)
-        if arg == "next >": return v._replace(number=v.number + 1)
-        if arg == "< prev" and v.number > 1: return v._replace(number=v.number - 1)
-        asin = arg.upper()
-        if asin in v.hits[10 * v.number - 10:10 * v.number]: return v._replace(kind="item", asin=asin, opened=v.opened | {asin})
-        return v
-
-    def _on_item(self, v: Visit, arg: str) -> tuple[Visit, float, bool]:
-        group = self._clicks[v.asin].get(arg)
-        if group is None: return v, 0., False
-        if group: return v._replace(options=tuple({**dict(v.options), group: arg}.items())), 0., False
-        if arg == "buy now":
-            r, _ = reward(self.by_asin[v.asin], v.goal, self.prices[v.asin], dict(v.options), self.nouns)
-            return v._replace(kind="end"), r, True
+        if name == "search": return Visit(v.goal, "results", self.search(arg), opened=v.opened), 0., False
+        if name != "click" or v.kind == "index": return v, 0., False
         if arg == "back to search": return Visit(v.goal), 0., False
-        if arg == "< prev": return v._replace(kind="results", asin="", options=()), 0., False
-        return v._replace(kind="sub", sub=arg), 0., False
+        if v.kind == "results": return click_result(v, arg), 0., False
+        if v.kind == "item": return click_item(self, v, arg)
+        return (v._replace(kind="item", sub="") if arg == "< prev" else v), 0., False
 
 # %% ../nbs/12_webshop.ipynb #7d45b12c
+def shown(
+    v: Visit,
+) -> tuple[str, ...]:   # up to ten identifiers
+    "The part of the result list on the current page."
+    return v.hits[10 * v.number - 10:10 * v.number]
+
+
+def click_result(
+    v: Visit,
+    arg: str,           # what is clicked, lower case
+) -> Visit:
+    "A click on a result page."
+    if arg == "next >": return v._replace(number=v.number + 1)
+    if arg == "< prev" and v.number > 1: return v._replace(number=v.number - 1)
+    asin = arg.upper()
+    return v._replace(kind="item", asin=asin, opened=v.opened | {asin}) if asin in shown(v) else v
+
+
+def click_item(
+    shop: Shop,
+    v: Visit,
+    arg: str,           # what is clicked, lower case
+) -> tuple[Visit, float, bool]:   # next visit, reward, whether the episode ended
+    "A click on an item page: an option, a tab, back to the results, or the purchase."
+    group = shop.clicks[v.asin].get(arg)
+    if group is None: return v, 0., False
+    if group: return v._replace(options=tuple({**dict(v.options), group: arg}.items())), 0., False
+    if arg == "< prev": return v._replace(kind="results", asin="", options=()), 0., False
+    if arg != "buy now": return v._replace(kind="sub", sub=arg), 0., False
+    r, _ = reward(shop.by_asin[v.asin], v.goal, shop.prices[v.asin], dict(v.options), shop.nouns)
+    return v._replace(kind="end"), r, True
+
+# %% ../nbs/12_webshop.ipynb #c83ded5b
 def rich_text(
     shop: Shop,
     v: Visit,
@@ -471,7 +474,7 @@ def rich_text(
         lines.append(f"{space}[{name}] {part} [{name}_]" if button else part)
     return "".join(f"You have clicked {x}.\n" for x in reversed(chosen.values())) + "\n".join(lines) + "\n"
 
-# %% ../nbs/12_webshop.ipynb #98507bac
+# %% ../nbs/12_webshop.ipynb #da4c9692
 def build_shop(
     raw: list[dict],             # entries of items_shuffle.json
     entries: dict[str, dict],    # items_ins_v2.json
@@ -490,7 +493,7 @@ def build_shop(
     goals = [replace(g, id=f"goal-{i}") for i, g in enumerate(goals)]
     return Shop(products, prices, goals, origin, **options)
 
-# %% ../nbs/12_webshop.ipynb #fea7ed1a
+# %% ../nbs/12_webshop.ipynb #2b0f3cea
 def generated_shop(
     seed: int = 0,         # another seed, another shop
     n: int = 560,          # number of products
@@ -499,7 +502,7 @@ def generated_shop(
     catalogue = generate_catalogue(seed, n)
     return build_shop(list(catalogue.products), catalogue.instructions, seed, f"a generated catalogue (seed {seed}, {n} products)")
 
-# %% ../nbs/12_webshop.ipynb #3c69933e
+# %% ../nbs/12_webshop.ipynb #fe477708
 def _read_json(folder: Path, names: list[str], what: str, needed: bool = True):
     "The first of the files that exists, parsed."
     path = next((folder / n for n in names if (folder / n).is_file()), None)
@@ -536,7 +539,7 @@ def _check_products(raw: list, folder: Path) -> None:
         missing = next((f for f in fields if not isinstance(r, dict) or f not in r), None)
         if missing: raise UserError(f"product {i} of {folder}/items_shuffle*.json lacks the field '{missing}'; the file is incomplete or of another data set")
 
-# %% ../nbs/12_webshop.ipynb #fe477708
+# %% ../nbs/12_webshop.ipynb #53000f4c
 def sample_goals(
     shop: Shop,
     n: int,                  # how many
@@ -558,7 +561,7 @@ def sample_goals(
         rounds += [lists[j][k % len(lists[j])] for j in rng.permutation(len(lists))]
     return [replace(g, id=f"{split}-{seed}-{i}") for i, g in enumerate(rounds[:n])]
 
-# %% ../nbs/12_webshop.ipynb #8101f30c
+# %% ../nbs/12_webshop.ipynb #f1f03714
 class Page(NamedTuple):
     "A page taken apart, from its text alone."
     kind: str                                     # index, results, item, sub, end
@@ -575,7 +578,7 @@ class Page(NamedTuple):
 GROUP_NAMES = frozenset([name for g in GROUPS.values() for name in g] + ["color", "size", "style", "flavor name", "fit type", "scent", "flavor", "pattern name", "item shape",
     "number of items", "material", "material type", "width", "length", "capacity", "configuration", "edition", "special size", "size name", "scent name", "item package quantity", "unit count"])
 
-# %% ../nbs/12_webshop.ipynb #3447015a
+# %% ../nbs/12_webshop.ipynb #d0d08793
 @lru_cache(maxsize=65536)
 def read_page(
     obs: str,                               # text mode, without the instruction
@@ -600,7 +603,7 @@ def read_page(
     return Page("item", title=parts[price - 1], price=parts[price][7:], groups=tuple((n, tuple(v)) for n, v in groups),
                 buttons=tuple(p.lower() for p in (*parts[:2], *parts[price + 2:])))
 
-# %% ../nbs/12_webshop.ipynb #fcb91d04
+# %% ../nbs/12_webshop.ipynb #665736a3
 def short(
     text: str,
     n: int = 7,     # words kept
@@ -634,9 +637,9 @@ def _runs(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     for r in runs: count[r] = count.get(r, 0.) + 1. / len(runs)
     return tuple(count), tuple(count.values())
 
-# %% ../nbs/12_webshop.ipynb #80fa7140
-class WebShopDomain(Domain):
-    "WebShop behind the common interface: page types, templates, an agent's words, the reference distribution, readout features."
+# %% ../nbs/12_webshop.ipynb #58a79aa7
+class WebShopWords(Domain):
+    "Pages and actions in an agent's words."
     name = "webshop"
 
     def __init__(
@@ -650,6 +653,38 @@ class WebShopDomain(Domain):
         "index, results, item, sub or end."
         return read_page(obs, self.names).kind
 
+    def render(self, obs: str) -> str:
+        "The page in the words a small agent reads."
+        return _render(read_page(obs, self.names), self.title_words)
+
+    def render_task(self, text: str) -> str:
+        "The instruction in the words a small agent reads and copies."
+        return " ".join(instruction_words(text))
+
+    def say(self, action: str, obs: str) -> str:
+        "click[b09...] -> 'click item 3', click[red] -> 'click red', search[red shirt] -> 'search red shirt'."
+        m = re.match(r"(.+)\[(.*)\]", action)
+        if not m: return short(action, 1000)
+        if m[1] != "click": return f"search {short(m[2], 1000)}"
+        return _said_clicks(obs, self.names)[0].get(m[2].lower(), f"click {short(m[2], 1000)}")
+
+    def hear(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
+        "The agent's words as an action; words that name nothing on the page become a click that changes nothing."
+        text = " ".join(text.split())
+        if text.startswith("search "): return f"search[{text[7:]}]"
+        return f"click[{_said_clicks(obs, self.names)[1].get(text, text.removeprefix('click '))}]"
+
+    def menu(self, obs: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+        "The closed-form actions of the page in the agent's words, without repeats."
+        return tuple(dict.fromkeys(self.say(c, obs) for c in choices if c.startswith("click[")))
+
+    def free_search(self, obs: str, choices: tuple[str, ...] = ()) -> bool:
+        "Whether the page has the search bar."
+        return self.page_type(obs) == "index"
+
+# %% ../nbs/12_webshop.ipynb #41f1e256
+class WebShopActions(WebShopWords):
+    "Actions across pages: templates, the reference distribution, hidden options, readout features."
     def template(self, action: str, obs: str) -> tuple[str, str]:
         "(kind, argument resolved on the page): ('item', title and price), ('option', 'color: red'), ('search', query), ('buy', ''), ..."
         m = re.match(r"(.+)\[(.*)\]", action)
@@ -682,35 +717,6 @@ class WebShopDomain(Domain):
         button = {"back": "back to search", "prev": "< prev", "next": "next >", "buy": "buy now"}.get(template, template)
         return f"click[{button}]" if button in page.buttons and button != "search" else None
 
-    def render(self, obs: str) -> str:
-        "The page in the words a small agent reads."
-        return _render(read_page(obs, self.names), self.title_words)
-
-    def render_task(self, text: str) -> str:
-        "The instruction in the words a small agent reads and copies."
-        return " ".join(instruction_words(text))
-
-    def say(self, action: str, obs: str) -> str:
-        "click[b09...] -> 'click item 3', click[red] -> 'click red', search[red shirt] -> 'search red shirt'."
-        m = re.match(r"(.+)\[(.*)\]", action)
-        if not m: return short(action, 1000)
-        if m[1] != "click": return f"search {short(m[2], 1000)}"
-        return _said_clicks(obs, self.names)[0].get(m[2].lower(), f"click {short(m[2], 1000)}")
-
-    def hear(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
-        "The agent's words as an action; words that name nothing on the page become a click that changes nothing."
-        text = " ".join(text.split())
-        if text.startswith("search "): return f"search[{text[7:]}]"
-        return f"click[{_said_clicks(obs, self.names)[1].get(text, text.removeprefix('click '))}]"
-
-    def menu(self, obs: str, choices: tuple[str, ...]) -> tuple[str, ...]:
-        "The closed-form actions of the page in the agent's words, without repeats."
-        return tuple(dict.fromkeys(self.say(c, obs) for c in choices if c.startswith("click[")))
-
-    def free_search(self, obs: str, choices: tuple[str, ...] = ()) -> bool:
-        "Whether the page has the search bar."
-        return self.page_type(obs) == "index"
-
     def reference(self, task: Task, obs: str, choices: tuple[str, ...]) -> Reference:
         "u of Eq. 39: each clickable one share; the search bar one share, spread over runs of 1 to 5 instruction words."
         clicks = [c for c in choices if c.startswith("click[")]
@@ -726,6 +732,9 @@ class WebShopDomain(Domain):
         "Readout features at the purchase, from text alone: what was asked against what was bought."
         return _features(self, task, turns, last_action, last_obs)
 
+# %% ../nbs/12_webshop.ipynb #ebe74ca5
+class WebShopDomain(WebShopActions):
+    "WebShop behind the common interface; this last part takes result pages apart and composes them."
     def listed(self, action: str, obs: str, turns: tuple = ()) -> tuple[str, int] | None:
         "(query, page number) of the result page an action shows; None where it shows none. `turns` are the ones before the action."
         template, argument = self.template(action, obs)
@@ -752,7 +761,7 @@ class WebShopDomain(Domain):
         if page.kind != "item" or not m: return obs
         return obs.replace(f"{page.title}{SEP}Price: {page.price}{SEP}", f"{m[1]}{SEP}Price: {m[2]}{SEP}")
 
-# %% ../nbs/12_webshop.ipynb #d698e7f5
+# %% ../nbs/12_webshop.ipynb #86bf26e1
 def _closeness(a: str, b: str) -> float:
     "Symmetric word overlap of two texts (F1 of word sets)."
     sa, sb = set(words(a)), set(words(b))
@@ -799,7 +808,7 @@ def clicked_options(
             out.setdefault(group, value)
     return out
 
-# %% ../nbs/12_webshop.ipynb #41f1e256
+# %% ../nbs/12_webshop.ipynb #4b4aa97a
 _ASIDE = frozenset("find me i need show am looking for get that is with and a an the of want to buy some in on under less than please".split())
 
 
@@ -847,7 +856,7 @@ def _features(domain: WebShopDomain, task: str, turns: tuple[Turn, ...], last_ac
     return np.array([read, shown, kind, len(asked) / 6, hit / max(len(options), 1), (len(options) - hit) / 3, (offered - hit) / 3, len(options) / 3, len(clicked) / 3, cheap,
                      float(0 < cheap < 1), guess, guess * kind, hit / n, cheap / n, overlap(list(title), asked), len(turns) / 10, float(last_action.lower() == "click[buy now]")])
 
-# %% ../nbs/12_webshop.ipynb #86bf26e1
+# %% ../nbs/12_webshop.ipynb #fe0710d2
 class WebShopSimulator:
     "The real environment behind the simulator protocol; deterministic, so keys are not used."
     def __init__(
@@ -881,7 +890,7 @@ class WebShopSimulator:
             out.append(Outcome(advance(s, a, r, self.shop.page(visit), self.shop.choices(visit), extra=visit), r, done))
         return out
 
-# %% ../nbs/12_webshop.ipynb #cc726886
+# %% ../nbs/12_webshop.ipynb #73e90f86
 def expert_queries(
     shop: Shop,
     goal: Goal,
@@ -902,7 +911,7 @@ def expert_query(
     ranks = [hits.index(goal.asin) if goal.asin in hits else 999 for hits in map(shop.search, queries)]
     return next((q for top in (10, 50) for q, r in zip(queries, ranks) if r < top), queries[-1])
 
-# %% ../nbs/12_webshop.ipynb #4b4aa97a
+# %% ../nbs/12_webshop.ipynb #7cbe4677
 def expert(
     shop: Shop,
     goal: Goal,
@@ -923,7 +932,7 @@ def expert(
         if (chosen.get(group) != value if group else value not in values) and value in shop.clickables(v): return f"click[{value}]"
     return "click[buy now]"
 
-# %% ../nbs/12_webshop.ipynb #7cbe4677
+# %% ../nbs/12_webshop.ipynb #1eb134c0
 def domain() -> WebShopDomain:
     "The domain with its defaults."
     return WebShopDomain()

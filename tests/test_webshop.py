@@ -11,7 +11,7 @@ import pytest
 from adwm.catalogue import generate_catalogue, write_catalogue
 from adwm.core import UserError, key_rng, shared_data
 from adwm.envs import State
-from adwm.episodes import TERMINAL, Task
+from adwm.episodes import TERMINAL, Task, Turn
 from adwm.webshop import (SEP, WebShopDomain, WebShopSimulator, build_shop, clicked_options, domain, expert, generated_shop, instruction_words, lexicon_nouns, normalize_color,
                           read_page, read_request, read_shop, reward, rich_text, sample_goals, spacy_nouns, token_set_ratio, type_reward, world)
 
@@ -257,6 +257,23 @@ def test_unresolve_on_other_pages(shop):
     group, values = read_page(item).groups[0]
     assert d.unresolve("option", f"{group}: nothing", item) in [f"click[{v}]" for v in values]
     assert d.page_type(TERMINAL) == "end" and d.unresolve("buy", "", TERMINAL) is None
+
+
+def test_list_pages_come_apart_and_together(shop):
+    d, g = WebShopDomain(), shop.goals[0]
+    v, turns = shop.open(g), ()
+    for action in (f"search[{g.query}]", "click[next >]", "click[< prev]"):
+        named = d.listed(action, shop.page(v), turns)
+        turns += (Turn(shop.page(v), action, 0.),)
+        v = shop.step(v, action)[0]
+        page = shop.page(v)
+        assert named == (g.query, v.number) and d.compose([text for text, _ in d.lines(page)], v.number, page) == (page, shop.choices(v))
+        for text, argument in d.lines(page): assert d.template(f"click[{text.split(SEP)[0].lower()}]", page) == ("item", argument)
+    item, other = (shop.page(shop.open(g)._replace(kind="item", asin=p.asin)) for p in shop.products[:2])
+    assert d.listed("click[buy now]", item) is None and d.lines(item) == ()
+    wanted = f"{read_page(other).title} {read_page(other).price}"
+    adapted = read_page(d.adapt(item, wanted))
+    assert f"{adapted.title} {adapted.price}" == wanted and adapted.groups == read_page(item).groups and d.adapt("x", wanted) == "x"
 
 
 def test_reference_merges_equal_queries():
