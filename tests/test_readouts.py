@@ -1,0 +1,155 @@
+"Readouts and their gate: learners, held-out tests, sabotage, heads read two ways, calibration from logs."
+import numpy as np
+import pytest
+
+from adwm.core import UserError, key_rng
+from adwm.envs import Domain
+from adwm.episodes import TERMINAL, Episode, Task, Turn
+from adwm.readouts import (Boosted, GateRule, HeadReadout, Kernel, Ridge, Shift, TextReadout, auc, behavior_shift, ends, gate, held_out, log_odds_shift,
+                           r_squared, shifted, task_bootstrap)
+
+
+class Bids(Domain):
+    "The reward depends on the task's word, the last page's word and whether it was wrapped on the way."
+    def features(self, task, turns, last_action, last_obs):
+        same = float(task.split()[-1] == last_obs.split()[-1])
+        wrapped = float(any(t.action == "wrap" for t in turns))
+        return np.array([same, wrapped, same * wrapped, len(turns)])
+
+
+def logs(tasks=30, each=4, seed=0, noise=0.0):
+    "Episodes with reward .2 + .5 same + .3 wrapped; some are cut off."
+    rng, out, words = key_rng(seed, "logs"), [], "ash birch cedar".split()
+    for i in range(tasks):
+        want = words[int(rng.integers(3))]
+        for j in range(each):
+            got, wrap = words[int(rng.integers(3))], rng.random() < .5
+            reward = .2 + .5 * (got == want) + .3 * wrap + noise * float(rng.normal())
+            done = rng.random() < .9
+            turns = (Turn("start", "wrap" if wrap else "wait", 0.0), Turn(f"shelf {got}", "buy", reward if done else 0.0))
+            out.append(Episode("bids", Task(f"t{i}", f"bring {want}", "start"), f"p{j % 2}", 0.0, 0, j, turns, TERMINAL if done else "shelf", done, not done))
+    return out
+
+
+def test_ends_are_the_final_turns_of_ended_episodes():
+    pool = logs()
+    rows = ends(pool)
+    assert len(rows.rewards) == sum(e.terminated for e in pool) and rows.pages[0].startswith("shelf") and set(rows.actions) == {"buy"}
+    assert all(len(t) == 1 for t in rows.turns) and TERMINAL not in rows.pages
+    with pytest.raises(UserError, match="no episode of this pool terminated"): ends([e for e in pool if not e.terminated])
+
+
+@pytest.mark.parametrize("learner", [Ridge(), Boosted(), Kernel()])
+def test_learners_learn_and_survive_constant_columns(learner):
+    rng = key_rng(1, "x")
+    x = np.column_stack([rng.normal(size=(200, 3)), np.ones(200)])
+    y = .5 * (x[:, 0] > 0) + .2 * x[:, 1]
+    assert r_squared(y[150:], learner.fit(x[:150], y[:150]).predict(x[150:])) > .6
+    assert np.allclose(learner.fit(np.ones((20, 2)), np.full(20, .3)).predict(np.ones((3, 2))), .3)
+
+
+def test_ridge_is_least_squares_without_a_penalty():
+    rng = key_rng(2, "x")
+    x, slope = rng.normal(size=(50, 3)), np.array([1., -2, .5])
+    assert np.allclose(Ridge(1e-9).fit(x, x @ slope + 4).predict(x), x @ slope + 4, atol=1e-6)
+
+
+def test_boosted_is_reproducible_and_seeded():
+    rng = key_rng(3, "x")
+    x, y = rng.normal(size=(80, 3)), rng.normal(size=80)
+    a, b, c = (Boosted(seed=s).fit(x, y).predict(x) for s in (0, 0, 1))
+    assert (a == b).all() and not (a == c).all()
+
+
+def test_text_readout_recovers_the_reward_and_stays_in_range():
+    readout = TextReadout(Bids()).fit(logs())
+    test = ends(logs(seed=9))
+    guess = readout.predict(*test.inputs())
+    assert r_squared(test.rewards, guess) > .95 and guess.min() >= .2 - 1e-9 and guess.max() <= 1 + 1e-9
+    assert readout.predict([], [], [], []).shape == (0,)
+
+
+def test_predictions_do_not_depend_on_the_batch():
+    readout, test = TextReadout(Bids()).fit(logs(noise=.1)), ends(logs(seed=9))
+    whole = readout.predict(*test.inputs())
+    assert np.allclose(whole, [readout.predict(*([c[i]] for c in test.inputs()))[0] for i in range(len(whole))], atol=1e-12)
+
+
+def test_generic_features_work_on_any_logs():
+    assert gate(lambda train: TextReadout(Domain()).fit(train), logs(60)).r2[0] > .3
+
+
+def test_held_out_never_sees_the_task():
+    seen = []
+
+    class Spy:
+        def __init__(self, train): self.tasks = {e.task.id for e in train}
+        def predict(self, tasks, turns, actions, pages): seen.append({t.id for t in tasks} & self.tasks); return np.zeros(len(tasks))
+    rows, guess = held_out(Spy, logs())
+    assert len(rows) == len(guess) == sum(e.terminated for e in logs()) and not any(seen)
+
+
+def test_gate_passes_the_good_and_names_what_is_wrong():
+    report = gate(lambda train: TextReadout(Bids()).fit(train), logs())
+    assert report.passed and report.verdict.startswith("pass") and report.r2[1] <= report.r2[0] <= report.r2[2] and report.auc[0] > .95
+    assert sum(r["n"] for r in report.ranges) == report.n and {p["policy"] for p in report.policies} == {"p0", "p1"}
+    assert not gate(lambda train: TextReadout(Bids()).fit(train), logs(), rule=GateRule(tasks=99)).passed
+
+
+class Constant:
+    def __init__(self, train): self.value = ends(train).rewards.mean()
+    def predict(self, tasks, turns, actions, pages): return np.full(len(tasks), self.value)
+
+
+class Shrunk(TextReadout):
+    def predict(self, *inputs): return .5 + .1 * (super().predict(*inputs) - .5)
+
+
+def test_gate_refuses_a_constant_a_shrunk_and_an_inverted_readout():
+    assert "R^2" in gate(Constant, logs()).verdict and "AUC" in gate(Constant, logs()).verdict
+    shrunk = gate(lambda train: Shrunk(Bids()).fit(train), logs())
+    assert shrunk.auc[0] > .95 and not shrunk.passed and "R^2" in shrunk.verdict, "AUC is blind to shrinkage, the gate is not"
+    assert shrunk.ranges[0]["bias"] > .15 and shrunk.ranges[-1]["bias"] < -.15
+
+    class Inverted(TextReadout):
+        def predict(self, *inputs): return 1.2 - super().predict(*inputs)
+    assert gate(lambda train: Inverted(Bids()).fit(train), logs()).auc[0] < .1
+
+
+def test_gate_refuses_a_readout_that_is_wrong_about_one_policy():
+    class Partial(TextReadout):
+        def predict(self, tasks, turns, actions, pages): return super().predict(tasks, turns, actions, pages) - .3 * np.array([t[0].action == "wrap" for t in turns])
+    pool = [e for e in logs(60) if (e.policy == "p0") == (e.turns[0].action == "wrap")]
+    assert "it misjudges p0" in gate(lambda train: Partial(Bids()).fit(train), pool).verdict
+
+
+def test_auc_and_r_squared():
+    assert auc(np.array([1, 1, 0], bool), np.array([2., 1, 1])) == .75 and np.isnan(auc(np.ones(3, bool), np.zeros(3)))
+    assert np.isnan(r_squared(np.ones(3), np.zeros(3))) and r_squared(np.array([0., 1]), np.array([1., 0])) == -3
+
+
+def test_bootstrap_draws_tasks():
+    draws = task_bootstrap(["a", "a", "b"], 20)
+    assert all(set(np.diff(np.sort(d))) <= {0, 1, 2} and (np.sum(d == 0) == np.sum(d == 1)) for d in draws)
+
+
+def test_heads_are_read_at_the_end_or_summed():
+    values = lambda tasks, turns, actions, pages: [np.array([.2, .4, .8])] * len(tasks)
+    inputs = ([0], [()], ["a"], ["p"])
+    assert HeadReadout(values).predict(*inputs) == pytest.approx([.8]) and HeadReadout(values, "sum").predict(*inputs) == pytest.approx([1.4])
+    assert HeadReadout(values, delta=-1.0).predict(*inputs)[0] < .8
+    with pytest.raises(UserError, match="'end' or 'sum'"): HeadReadout(values, "max")
+
+
+@pytest.mark.parametrize("base", [.02, .3, .9])
+def test_log_odds_shift_hits_the_base_rate_and_keeps_the_order(base):
+    p = key_rng(0, "p").random(200)
+    moved = shifted(p, log_odds_shift(p, base))
+    assert moved.mean() == pytest.approx(base, abs=1e-6) and (np.argsort(moved) == np.argsort(p)).all()
+    assert (shifted(p, 0.0) == p).all()
+
+
+def test_behavior_shift_is_applied_only_when_told_from_zero():
+    assert behavior_shift([.1, .2, .3], [.21, .29, .41]).apply(.5) == pytest.approx(.6033, abs=1e-3)
+    assert behavior_shift([.1, .4, .2], [.3, .2, .2]).apply(.5) == .5
+    assert behavior_shift([.1], [.9]).apply(.5) == .5 and Shift(.2, .0, 2).apply(.5) == .5
