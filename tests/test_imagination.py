@@ -10,9 +10,9 @@ from adwm.core import UserError, key_rng
 from adwm.envs import Corridor, Domain, State
 from adwm.episodes import TERMINAL, Episode, Task, Turn
 from adwm.fitting import FitConfig, fit
-from adwm.imagination import AdwmSimulator, Imagine, by_template, choose_page, logged_end, one_step, reading
+from adwm.imagination import AdwmSimulator, Imagine, choose_page, logged_end, reading
 from adwm.policies import ReferencePolicy
-from adwm.retrieval import PageIndex
+from adwm.retrieval import PageIndex, by_template, one_step
 from adwm.rollouts import make_rows, rollout
 
 torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def test_held_out_steps_are_exact():
 
 
 def test_rows_do_not_depend_on_the_batch():
-    for s in (sim(relation="sample", argument=0.), sim("paper")):
+    for s in (sim(relation="sample", words=0.), sim("paper")):
         states = start(); actions = [f"open {n}" for n in NAMES[:5]]
         together = s.step(states, actions, keys(states))
         order = [3, 0, 4, 1, 2]
@@ -100,7 +100,7 @@ def test_pasts_of_different_length_mix():
 
 
 def test_generated_pages_follow_the_argument():
-    s, states = sim(argument=0.), start(12)
+    s, states = sim(words=0.), start(12)
     out = s.step(states, [f"open {n}" for n in NAMES], keys(states))
     assert np.mean([o.state.obs == f"room: a {n}" for o, n in zip(out, NAMES)]) > .8
     assert all(o.info["distance"] < 1 and o.state.choices == ("back", "take") for o in out)
@@ -182,3 +182,27 @@ def test_generic_logs_of_a_user():
     assert by_template(one_step(s, test))[-1]["exact"] > .8
     dream = rollout(s, ReferencePolicy(corridor.domain), make_rows(tasks[:8]), 0, 10)
     assert len(dream) == 8 and any(e.terminated for e in dream)
+
+
+def test_unseen_lists_are_composed_and_unseen_items_adapted():
+    from adwm.policies import ScriptedPolicy
+    from adwm.webshop import SEP, WebShopDomain, WebShopSimulator, expert, generated_shop, read_page, sample_goals
+    shop, domain = generated_shop(1, 60), WebShopDomain()
+    goals = {g.id: g for g in sample_goals(shop, 12, "eval", 1)}
+    real = WebShopSimulator(shop, list(goals.values()), domain)
+    logs = rollout(real, ScriptedPolicy("expert", lambda s: expert(shop, goals[s.task.id], s)), make_rows(real.tasks(), [.3]), 3, 10, env="webshop")
+    f, pages = fit(logs, domain, "ours", 0, replace(HOW, joint=6, cached=6), **TINY), PageIndex(logs, domain)
+    lines = {text for p in pages.pages for text, _ in domain.lines(p)}
+    states = [State(t, t.obs, t.choices) for t in real.tasks()[:3]]
+    words = ["search[wool cotton blue thing]", "search[small red]", f"search[{expert(shop, goals[states[2].task.id], real.reset([states[2].task], [()])[0])[7:-1]}]"]
+    made, plain = (AdwmSimulator(f, pages, how=Imagine(compose=c)) for c in (True, False))
+    out, old = made.step(states, words, keys(states)), plain.step(states, words, keys(states))
+    for o in out[:2]:
+        shown = [text for text, _ in domain.lines(o.state.obs)]
+        assert o.info["relation"] == "new" and set(shown) <= lines and len(shown) == len(set(shown)) > 0
+        assert {f"click[{x.split(SEP)[0].lower()}]" for x in shown} <= set(o.state.choices)
+    assert all(o.state.obs in pages.id for o in old) and out[0].info["made"] and not old[0].info["made"]
+    line = next(x for x in domain.lines(out[0].state.obs) if ("results", "item", x[1]) not in pages.acts)
+    item = made.step([out[0].state], [f"click[{line[0].split(SEP)[0].lower()}]"], [(3, "t", 0, 1)])[0].state
+    page = read_page(item.obs, domain.names)
+    assert page.kind == "item" and f"{page.title} {page.price}" == line[1] and "click[buy now]" in item.choices
