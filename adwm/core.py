@@ -7,7 +7,7 @@ __all__ = ['UserError', 'root', 'shared_data', 'key_int', 'key_rng', 'atomic_wri
            'cached', 'progress']
 
 # %% ../nbs/00_core.ipynb #21c06eea
-import dataclasses, hashlib, json, os, shutil, sys, tempfile, types, typing
+import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, types, typing
 from pathlib import Path
 
 import numpy as np
@@ -110,9 +110,9 @@ def stage_key(
 def source_hash(
     *modules: str,  # module names of this package, e.g. "world_model"
 ) -> str:           # 12 hexadecimal digits
-    "A hash of the source of the modules that a stage uses: change the code, and the stage runs again."
+    "A hash of the code of the modules that a stage uses: change it, and the stage runs again; comments do not count."
     here = Path(sys.modules[UserError.__module__].__file__ if UserError.__module__ != "__main__" else root() / "adwm" / "core.py").parent
-    return hashlib.sha256(b"".join((here / f"{m}.py").read_bytes() for m in sorted(modules))).hexdigest()[:12]
+    return hashlib.sha256("".join(ast.dump(ast.parse((here / f"{m}.py").read_text(encoding="utf-8"))) for m in sorted(modules)).encode()).hexdigest()[:12]
 
 # %% ../nbs/00_core.ipynb #a93222d1
 def cached(

@@ -12,7 +12,7 @@ __all__ = ['FIT_CODE', 'IMAGINE_CODE', 'Data', 'read_tasks', 'check_pool', 'load
            'label_folder', 'real_episodes', 'side_by_side']
 
 # %% ../nbs/52_evaluation.ipynb #89120f4c
-import dataclasses, hashlib, importlib, json, shutil, tempfile, time
+import dataclasses, importlib, json, shutil, tempfile, time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import UserError, atomic_write, cached, from_dict, key_rng, root, source_hash
+from .core import UserError, atomic_write, cached, from_dict, key_rng, root, source_hash, stage_key
 from .envs import Domain
 from .episodes import Episode, Task, describe, read_episodes, split_by_task, write_episodes
 from .policies import ReferencePolicy
@@ -36,7 +36,8 @@ class Data:
     fresh: list                  # Tasks that the pool never saw
     targets: dict                # name -> checkpoint of an agent to be judged
     behaviors: dict              # name -> checkpoint of an agent that logged the pool
-    digest: str                  # of the pool's and the agents' checksums
+    digest: str                  # of the pool's and the fresh tasks' checksums
+    checkpoints: dict            # name -> digest of an agent's files
 
     @property
     def tasks(self) -> list:
@@ -69,9 +70,10 @@ def load_data(
     pool = read_episodes(folder / "pool.jsonl.gz", config.env)
     check_pool(config, pool)
     path = lambda name: folder / "agents" / name
-    seen = {k: v["sha256"] for k, v in manifest["files"].items() if not k.startswith("truth")}
-    return Data(folder, pool, read_tasks(folder / "fresh.jsonl"), {n: path(n) for n in config.collect.targets},
-                {n: path(n) for n in config.collect.behaviors}, hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:12])
+    digest = lambda start: stage_key({k: v["sha256"] for k, v in manifest["files"].items() if k.startswith(start)})
+    names = [*config.collect.targets, *config.collect.behaviors]
+    return Data(folder, pool, read_tasks(folder / "fresh.jsonl"), {n: path(n) for n in config.collect.targets}, {n: path(n) for n in config.collect.behaviors},
+                digest(("pool", "fresh")), {n: digest(f"agents/{n}/") for n in names})
 
 # %% ../nbs/52_evaluation.ipynb #d3489613
 def freeze(config: RunConfig) -> str:
@@ -182,7 +184,7 @@ def fit_stage(
     def make(folder):
         start = time.perf_counter()
         how = from_dict(FitConfig, {"upsample": SETTINGS[part.setting]["upsample"]} | part.train, f"fits.{name}.train")
-        fitted = fit(logs(config_json, 0, fold)[0], domain_of(config.env), part.setting, part.seed, how, part.size, **part.model)
+        fitted = fit(logs(config_json, part.pool, fold)[0], domain_of(config.env), part.setting, part.seed, how, part.size, **part.model)
         fitted.save(folder)
         atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
     return cached(cache_folder(config), f"fit-{name}" + (f"-fold{fold}" if fold >= 0 else ""), key, make)
@@ -203,7 +205,7 @@ def adapter_stage(
     from adwm.fitting import Fitted
     from adwm.imagination import AdwmSimulator, Imagine
     config = thaw(config_json)
-    key = dict(adapter=config.adapters[name], fit=dataclasses.asdict(config.fits[fit]), agent=agent, data=load_data(config_json).digest,
+    key = dict(adapter=config.adapters[name], fit=dataclasses.asdict(config.fits[fit]), agent=agent, checkpoint=load_data(config_json).checkpoints[agent], data=load_data(config_json).digest,
                code=source_hash(*FIT_CODE, "agents", "adapter", "imagination", *env_code(config)))
     def make(folder):
         start = time.perf_counter()
@@ -258,8 +260,9 @@ def imagine_key(config: RunConfig, part: EstimatorPart, agent: str) -> dict:
     "What decides the imagined episodes of one estimator and agent."
     used = {k: v for k, v in dataclasses.asdict(part).items() if k not in ("name", "setting", "reading")}
     fit = dataclasses.asdict(config.fits[part.fit]) if part.fit else None
-    return dict(part=used, agent=agent, fit=fit, adapter=config.adapters.get(part.adapter), imagine=dataclasses.asdict(config.imagine), horizon=config.horizon,
-                temperature=config.collect.temperature, data=load_data(freeze(config)).digest, code=source_hash(*IMAGINE_CODE, *(("adapter",) if part.adapter else ()), *env_code(config)))
+    data = load_data(freeze(config))
+    return dict(part=used, agent=agent, checkpoint=data.checkpoints.get(agent), fit=fit, adapter=config.adapters.get(part.adapter), imagine=dataclasses.asdict(config.imagine), horizon=config.horizon,
+                temperature=config.collect.temperature, data=data.digest, code=source_hash(*IMAGINE_CODE, *(("adapter",) if part.adapter else ()), *env_code(config)))
 
 def imagine_stage(
     config_json: str,
@@ -349,10 +352,12 @@ def compare(
     config: RunConfig,
     rows: pd.DataFrame,   # rows without truth, of one split
     truth: pd.DataFrame,  # real episodes of the same split
+    tasks: set,           # the tasks that the estimator imagined: it is judged on these
 ) -> pd.DataFrame:
-    "Write measured values and their standard errors beside the estimates."
+    "Write measured values and their standard errors beside the estimates, on the same tasks."
     from adwm.metrics import truth_table, with_truth
-    tables = {m: truth_table(truth, m) for m in rows["metric"].unique()}
+    same = truth[truth["task_id"].isin(tasks)]
+    tables = {m: truth_table(same, m) for m in rows["metric"].unique()}
     return pd.concat([with_truth(rows[rows["metric"] == m], t) for m, t in tables.items()], ignore_index=True)
 
 # %% ../nbs/52_evaluation.ipynb #28760922
@@ -463,12 +468,11 @@ class Results:
         self.truth = {s: read_truth_frame(config, s) for s in ("pool", "fresh")}
         self.gates = {i: read_gate(config, i) for i in range(len(config.estimators))}
         self.episodes = {i: imagined(config, i) for i in range(len(config.estimators))}
-        parts = [(p, estimate_rows(config, p, self.episodes[i], status_of(p, self.gates[i]))) for i, p in enumerate(config.estimators)]
-        split = lambda s: pd.concat([r for p, r in parts if p.split == s] or [parts[0][1].iloc[:0]], ignore_index=True)
-        rows = compare(config, split("pool"), self.truth["pool"])
+        parts = [(p, compare(config, estimate_rows(config, p, self.episodes[i], status_of(p, self.gates[i])), self.truth[p.split], set(self.episodes[i]["task_id"])))
+                 for i, p in enumerate(config.estimators)]
+        rows, fresh = (pd.concat([r for p, r in parts if p.split == s] or [parts[0][1].iloc[:0]], ignore_index=True) for s in ("pool", "fresh"))
         floors = [floor_rows(rows[rows["seed"] == "all"], self.pool_value(m), m).assign(seed="all") for m in rows["metric"].unique()]
-        fresh = [compare(config, split("fresh"), self.truth["fresh"])] if any(p.split == "fresh" for p, _ in parts) else []
-        self.rows = pd.concat([rows, *floors, *fresh], ignore_index=True)
+        self.rows = pd.concat([rows, *floors, fresh], ignore_index=True)
         self.fresh = {p.name for p, _ in parts if p.split == "fresh"}
 
     def pool_value(self, metric: str = "reward") -> float:

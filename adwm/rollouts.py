@@ -93,6 +93,7 @@ def _finished(path, rows, chunk, policy, seed):
     if not path.exists() or path.stat().st_size == 0: return []
     raw = path.read_bytes()
     lines = raw[:raw.rfind(b"\n") + 1].splitlines(keepends=True)
+    if len(lines) > len(rows): raise UserError(f"{path} holds {len(lines)} episodes where {len(rows)} were asked for (did two runs write to it?); delete it")
     whole = len(lines) if len(lines) == len(rows) else len(lines) // chunk * chunk
     tmp = path.with_name(path.name + ".tmp")
     tmp.write_bytes(b"".join(lines[:whole])); os.replace(tmp, path)

@@ -38,6 +38,7 @@ class FitPart:
     setting: str                                    # "paper" or "ours"
     size: str = "small"                             # "small", or "paper" for Table 4
     seed: int = 0
+    pool: int = 0                                   # train on this many of the logged trajectories; 0 is all
     train: dict = field(default_factory=dict)       # fields of fitting.FitConfig
     model: dict = field(default_factory=dict)       # fields of world_model.ModelConfig
 
@@ -173,6 +174,7 @@ def check_config(config: RunConfig) -> RunConfig:
     for e in config.estimators:
         if e.kind not in ("adwm", "neighbour"): raise UserError(f"estimator '{e.name}': kind must be adwm or neighbour, not '{e.kind}'")
         if e.kind == "adwm" and e.fit not in config.fits: raise UserError(f"estimator '{e.name}' needs the fit '{e.fit}'; the valid ones are {', '.join(config.fits)}")
+        if e.kind == "adwm" and config.fits[e.fit].pool != e.pool: raise UserError(f"estimator '{e.name}' uses {e.pool or 'all'} trajectories and its fit '{e.fit}' {config.fits[e.fit].pool or 'all'}; give both the same pool")
         if e.adapter and e.adapter not in config.adapters: raise UserError(f"estimator '{e.name}' needs the adapter '{e.adapter}'; the valid ones are {', '.join(config.adapters)}")
         for key, value, valid in (("readout", e.readout, ("text", "head", "logged")), ("reading", e.reading, ("end", "sum")), ("split", e.split, ("pool", "fresh"))):
             if value not in valid: raise UserError(f"estimator '{e.name}': {key} must be one of {', '.join(valid)}, not '{value}'")
