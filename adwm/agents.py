@@ -8,7 +8,7 @@ __all__ = ['FREE', 'FORMATS', 'Vocabulary', 'build_trie', 'Cursor', 'Grammar', '
            'root', 'embed_page', 'draw', 'LMSession', 'common_prefix', 'act', 'Scored', 'log_probs',
            'decision_log_probs', 'soft_log_prob']
 
-# %% ../nbs/20_agents.ipynb #ce417f27
+# %% ../nbs/20_agents.ipynb #88190cd1
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from transformers.utils import logging as hub_logging
 from .core import UserError
 from .envs import State
 
-# %% ../nbs/20_agents.ipynb #d611c781
+# %% ../nbs/20_agents.ipynb #14565047
 class Vocabulary:
     "Text to token ids and back, with a memory."
 
@@ -52,7 +52,7 @@ class Vocabulary:
         i = self.tokenizer.convert_tokens_to_ids(token)
         return None if i is None or i == self.tokenizer.unk_token_id or self.tokenizer.convert_ids_to_tokens(i) != token else i
 
-# %% ../nbs/20_agents.ipynb #0b95c805
+# %% ../nbs/20_agents.ipynb #a7390210
 FREE = "free"  # key of the trie node below which text is free
 _PLAIN = re.compile(r"[a-z0-9.'&%$/+|#-]+")
 
@@ -71,7 +71,7 @@ def build_trie(
         node.clear(); node[FREE] = True
     return root
 
-# %% ../nbs/20_agents.ipynb #6cca4d83
+# %% ../nbs/20_agents.ipynb #e95458b0
 class Cursor:
     "Where a row stands inside the action it is writing."
     __slots__ = ("node", "ids", "n_free")
@@ -86,7 +86,7 @@ class Cursor:
         if FREE in self.node: self.n_free += 1
         else: self.node = self.node[token]
 
-# %% ../nbs/20_agents.ipynb #e95458b0
+# %% ../nbs/20_agents.ipynb #1456d8f5
 class Grammar:
     "Which tokens may follow inside an action: the trie of the page's menu, free text below `search`."
 
@@ -146,7 +146,7 @@ class Grammar:
             out.append(ok); cursor.push(token)
         return out if len(self.allowed(cursor)) == 0 else None
 
-# %% ../nbs/20_agents.ipynb #a52ce5fa
+# %% ../nbs/20_agents.ipynb #cd5d154c
 class PackedFormat:
     "One growing sequence an episode; the agents of this project read and write it."
     name, incremental, tags = "packed", True, ("<task>", "<obs>", "<act>", "</act>")
@@ -172,7 +172,7 @@ class PackedFormat:
         for page, action in zip(pages, actions): out += [self.obs, *page, self.act, *action]
         return out + [self.obs, *pages[-1], self.act]
 
-# %% ../nbs/20_agents.ipynb #cd5d154c
+# %% ../nbs/20_agents.ipynb #f07efbc3
 class LeapFormat:
     "One user turn a step, for published chat models (task, history, page, candidate actions; after LEAP's prompts)."
     name, incremental = "leap", False
@@ -199,7 +199,7 @@ class LeapFormat:
 
 FORMATS = {f.name: f for f in (PackedFormat, LeapFormat)}
 
-# %% ../nbs/20_agents.ipynb #1462b94c
+# %% ../nbs/20_agents.ipynb #d5b4a771
 class RaggedCache(Cache):
     "Keys and values of rows of different lengths; a forward pass works on a gathered part."
 
@@ -254,7 +254,7 @@ class RaggedCache(Cache):
 
     def get_seq_length(self, layer_idx=0): return 0
 
-# %% ../nbs/20_agents.ipynb #070a9088
+# %% ../nbs/20_agents.ipynb #b38fb94c
 def grouped_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     "Attention with shared keys and values under a mask: query (b, heads, q, d), key and value (b, kv_heads, seen, d)."
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True,
@@ -263,7 +263,7 @@ def grouped_attention(module, query, key, value, attention_mask, dropout=0.0, sc
 
 AttentionInterface.register("grouped", grouped_attention)
 
-# %% ../nbs/20_agents.ipynb #e590f02c
+# %% ../nbs/20_agents.ipynb #2bef9bf2
 def load_checkpoint(
     path: str | Path,     # folder, or hub id
     device: str = "cpu",
@@ -284,7 +284,7 @@ def load_checkpoint(
     if rows < len(tokenizer): raise UserError(f"the tokenizer in {where} has {len(tokenizer)} tokens and the model {rows}: they come from different checkpoints")
     return model.to(device).eval(), tokenizer
 
-# %% ../nbs/20_agents.ipynb #2bef9bf2
+# %% ../nbs/20_agents.ipynb #83521eee
 class LMAgent:
     "A causal language model as a policy, with all three levels of access."
 
@@ -335,7 +335,7 @@ class LMAgent:
         "Start a batch of episodes."
         return LMSession(self, tasks)
 
-# %% ../nbs/20_agents.ipynb #70c98a93
+# %% ../nbs/20_agents.ipynb #276926af
 def _patched(cls):
     "Add functions to a class, so that each can stand in the cell that explains it."
     def add(f): setattr(cls, f.__name__, f); return f
@@ -380,7 +380,7 @@ def embed_page(
     "What an adapter has to imitate: the input embeddings of the page's text."
     return self.embed(torch.tensor(self.page_ids(obs, None), dtype=torch.long, device=self.embed.weight.device))
 
-# %% ../nbs/20_agents.ipynb #0c813f55
+# %% ../nbs/20_agents.ipynb #12fdd3e1
 def draw(
     logits: np.ndarray,         # of the allowed tokens, (n,)
     temperature: float,
@@ -391,7 +391,7 @@ def draw(
     p = np.exp((logits - logits.max()) / temperature).cumsum()
     return int(min(np.searchsorted(p, rng.random() * p[-1], side="right"), len(p) - 1))
 
-# %% ../nbs/20_agents.ipynb #16844f54
+# %% ../nbs/20_agents.ipynb #80f1f3b5
 class LMSession:
     "A batch of episodes of one agent: prompts, cache, decoding."
 
@@ -427,7 +427,7 @@ class LMSession:
         "Remember what was read at a turn in which the agent was not asked."
         for row, s in zip(rows, states): self._page(row, len(s.turns), s, s.obs, s.turns[-1].obs if s.turns else None)
 
-# %% ../nbs/20_agents.ipynb #80f1f3b5
+# %% ../nbs/20_agents.ipynb #b43d6cb5
 def common_prefix(
     a: list[int], b: list[int],
 ) -> int:  # how many leading entries agree
@@ -453,7 +453,7 @@ def act(
         for j, c in zip(g, done): cursors[j] = c
     return [self.agent.domain.hear(self.agent.vocab.text(c.ids[:-1]), s.obs, s.choices) for c, s in zip(cursors, states)]
 
-# %% ../nbs/20_agents.ipynb #317025d4
+# %% ../nbs/20_agents.ipynb #3b3d2fc5
 @_patched(LMSession)
 def _decode(self: LMSession, rows, prompts, states, rngs):
     agent, grammar = self.agent, self.agent.grammar
@@ -486,7 +486,7 @@ def _forced(grammar, cursor, text):
     "Append the tokens that have no alternative."
     while len(ok := grammar.allowed(cursor)) == 1: cursor.push(int(ok[0])); text.append(int(ok[0]))
 
-# %% ../nbs/20_agents.ipynb #3b3d2fc5
+# %% ../nbs/20_agents.ipynb #6ba7932b
 @_patched(LMSession)
 @torch.no_grad()
 def _advance(self: LMSession, texts, held):
@@ -504,7 +504,7 @@ def _advance(self: LMSession, texts, held):
     last = out[torch.arange(len(texts)), torch.tensor([len(p) - 1 for p in pending])]
     return agent.head(last).float().cpu().numpy().astype(np.float64)
 
-# %% ../nbs/20_agents.ipynb #e67863cf
+# %% ../nbs/20_agents.ipynb #af6edf00
 class Scored:
     "One sequence of tokens and the decisions inside it."
     __slots__ = ("ids", "owner", "at", "token", "allowed")
@@ -515,7 +515,7 @@ class Scored:
         for i, (token, ok) in enumerate(zip(tokens, sets)):
             if len(ok) > 1: self.owner.append(owner); self.at.append(start + i - 1); self.token.append(token); self.allowed.append(ok)
 
-# %% ../nbs/20_agents.ipynb #af6edf00
+# %% ../nbs/20_agents.ipynb #f16fb8a4
 @_patched(LMAgent)
 def _sequences(self: LMAgent, turns, task):
     "The token sequences that score an episode, and the turns whose action cannot be said."
@@ -532,7 +532,7 @@ def _sequences(self: LMAgent, turns, task):
         out[-1].ids = [*prompt, *actions[i]]
     return out, impossible
 
-# %% ../nbs/20_agents.ipynb #f16fb8a4
+# %% ../nbs/20_agents.ipynb #15be9fb5
 @_patched(LMAgent)
 def _decision_logits(self: LMAgent, group, soft=None):
     "Masked log-probabilities at every decision of some sequences: (decisions, vocabulary)."
@@ -570,7 +570,7 @@ def log_probs(
         for (i, turn), value in zip([(i, t) for i, s in group for t in s.owner], picked): out[i][turn] += value
     return out
 
-# %% ../nbs/20_agents.ipynb #71d79a35
+# %% ../nbs/20_agents.ipynb #e1d36565
 @_patched(LMAgent)
 def decision_log_probs(
     self: LMAgent,
