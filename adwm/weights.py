@@ -58,6 +58,7 @@ class Probe:
     actions: tuple[tuple[tuple[str, ...], ...], ...]    # per episode, per turn: actions of the target
     weights: tuple[tuple[np.ndarray, ...], ...]         # their weights, summing to one
     action_logp: tuple[tuple[np.ndarray, ...], ...] | None = None  # their log-probabilities, where computed
+    parts: tuple["Probe", "Probe"] | None = None        # (agent, reference) of a mixture
 
     def check(self, pool: list[Episode]) -> None:
         "Raise UserError unless the probe belongs to this pool."
@@ -73,14 +74,16 @@ def mix_probes(
     epsilon: float,    # in [0, 1]
 ) -> Probe:
     "The probe of the epsilon-greedy mixture (Eq. 39)."
-    if epsilon == 0: return agent
-    if epsilon == 1: return replace(reference, policy=agent.policy, epsilon=1.0)
+    parts = (agent, reference)
+    if epsilon == 0: return replace(agent, parts=parts)
+    if epsilon == 1: return replace(reference, policy=agent.policy, epsilon=1.0, parts=parts)
     pairs = zip(zip(agent.actions, reference.actions), zip(agent.weights, reference.weights))
     actions, weights = [], []
     for (a, u), (wa, wu) in pairs:
         actions.append(tuple(x + y for x, y in zip(a, u)))
         weights.append(tuple(np.concatenate([(1 - epsilon) * x, epsilon * y]) for x, y in zip(wa, wu)))
-    return Probe(agent.policy, epsilon, tuple(mixture_log_prob(x, y, epsilon) for x, y in zip(agent.logp, reference.logp)), tuple(actions), tuple(weights))
+    logp = tuple(mixture_log_prob(x, y, epsilon) for x, y in zip(agent.logp, reference.logp))
+    return Probe(agent.policy, epsilon, logp, tuple(actions), tuple(weights), None, parts)
 
 def reference_probe(
     domain: Domain,
