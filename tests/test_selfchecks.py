@@ -1,0 +1,165 @@
+"Self-checks: limits, replay, events, reach; an honest simulator is not refused, every sabotaged one is."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from adwm.core import UserError, key_rng
+from adwm.envs import Corridor, Outcome, advance
+from adwm.episodes import TERMINAL
+from adwm.policies import ReferencePolicy, ScriptedPolicy
+from adwm.readouts import TextReadout, ends, gate
+from adwm.retrieval import NearestNeighbour, PageIndex
+from adwm.rollouts import make_rows, rollout
+from adwm.selfchecks import (Check, CheckRule, SelfCheck, event_rates, judge, reach_checks, replay, resimulate, selfcheck, value_checks, variation)
+from adwm.webshop import WebShopDomain, WebShopSimulator, expert, generated_shop, sample_goals
+
+
+class Constant:
+    def fit(self, episodes): self.value = ends(episodes).rewards.mean(); return self
+    def predict(self, tasks, turns, actions, pages): return np.full(len(tasks), self.value)
+
+
+class AnyPage(NearestNeighbour):
+    "An untrained simulator: any logged page."
+    def step(self, states, actions, keys):
+        rows = np.flatnonzero(self.index.playable)
+        picks = [self.index.pages[key_rng(*k, "any").choice(rows)] for k in keys]
+        return [Outcome(advance(s, a, 0.0, p, self.index.choices[self.index.id[p]]), 0.0, p == TERMINAL) for s, a, p in zip(states, actions, picks)]
+
+
+class Far(NearestNeighbour):
+    "A simulator that reports the distance of its latents."
+    def step(self, states, actions, keys):
+        return [replace(o, info=o.info | {"distance": 1.3}) for o in super().step(states, actions, keys)]
+
+
+class Rebuilt:
+    "The real environment behind states that are text only: their past is acted out first."
+    def __init__(self, real): self.real, self.domain = real, real.domain
+    def reset(self, tasks, keys): return self.real.reset(tasks, keys)
+
+    def step(self, states, actions, keys):
+        out = []
+        for s, a in zip(states, actions):
+            now = self.real.reset([s.task], [()])[0]
+            for t in s.turns: now = self.real.step([now], [t.action], [()])[0].state
+            out += self.real.step([now], [a], [()])
+        return out
+
+
+@pytest.fixture(scope="module")
+def shop():
+    "Simulator of the shop, reference policy, pool, the best and the worst component held out."
+    shop, domain = generated_shop(3, 120), WebShopDomain()
+    goals = {g.id: g for g in sample_goals(shop, 24, "eval", 3)}
+    real = WebShopSimulator(shop, list(goals.values()), domain)
+    teacher = ScriptedPolicy("expert", lambda s: expert(shop, goals[s.task.id], s))
+    reference = ReferencePolicy(domain)
+    pool = rollout(real, teacher, make_rows(real.tasks(), [.1, .3, .6]), 3, 12) + rollout(real, reference, make_rows(real.tasks(), [1.]), 3, 12)
+    train, held = [e for e in pool if e.epsilon in (.3, .6)], [e for e in pool if e.epsilon in (.1, 1.)]
+    return real, reference, pool, train, held
+
+
+def honest(train, domain): return NearestNeighbour(PageIndex(train, domain), TextReadout(domain).fit(train))
+
+
+def test_the_real_environment_is_trusted_and_the_honest_simulator_is_not_refused(shop):
+    real, reference, pool, train, held = shop
+    report = selfcheck(Rebuilt(real), held, pool, behaviors={"reference": reference}, index=PageIndex(train, real.domain))
+    assert all(c.value == 1 for c in report.checks if c.name in ("page is exact", "page offers the next act", "replay is on track"))
+    assert all(c.verdict in ("trust", "-") for c in report.checks if c.name.startswith(("page", "replay", "value replayed")))
+    mine = selfcheck(honest(train, real.domain), held, pool, index=PageIndex(train, real.domain))
+    assert mine.verdict != "refuse", mine.line
+    assert mine.line.startswith(mine.verdict) and "\n" not in mine.line
+
+
+def dealt(episodes):
+    acts = iter(key_rng(0, "deal").permutation([t.action for e in episodes for t in e.turns]))
+    return [replace(e, turns=tuple(replace(t, action=str(next(acts))) for t in e.turns)) for e in episodes]
+
+
+def test_shuffled_actions_are_refused(shop):
+    real, _, pool, train, held = shop
+    report = selfcheck(NearestNeighbour(PageIndex(dealt(train), real.domain), TextReadout(real.domain).fit(train)), held, pool)
+    assert report.verdict == "refuse" and "offer what was done next" in report.line
+
+
+def test_an_untrained_simulator_is_refused(shop):
+    real, _, pool, train, held = shop
+    report = selfcheck(AnyPage(PageIndex(train, real.domain)), held, pool)
+    assert report.verdict == "refuse" and "on their track" in " ".join(c.reason for c in report.checks)
+
+
+def test_a_constant_readout_is_refused_by_component_and_by_its_gate(shop):
+    real, _, pool, train, held = shop
+    constant = NearestNeighbour(PageIndex(train, real.domain), Constant().fit(train))
+    report = selfcheck(constant, held, pool)
+    assert report.verdict == "refuse" and "value of reference, epsilon 1" in report.line
+    failed = gate(lambda logs: Constant().fit(logs), train)
+    report = selfcheck(honest(train, real.domain), held, pool, gate=failed)
+    assert report.verdict == "refuse" and "does not pass its gate" in report.line
+    assert selfcheck(honest(train, real.domain), held, pool, gate={"passed": False, "verdict": "fail: x"}).verdict == "refuse"
+
+
+def test_far_latents_are_refused(shop):
+    real, _, pool, train, held = shop
+    report = selfcheck(Far(PageIndex(train, real.domain), TextReadout(real.domain).fit(train)), held, pool)
+    assert report.verdict == "refuse" and "1.30 from the nearest logged one" in report.line
+
+
+def test_a_pool_without_high_rewards_and_an_estimate_beyond_it_are_refused(shop):
+    real, _, pool, _, _ = shop
+    weak = [e for e in pool if e.ret < .6]
+    assert reach_checks(weak, {}, CheckRule())[0].verdict == "refuse" and reach_checks(pool, {}, CheckRule())[0].verdict == "trust"
+    best = max(np.mean([e.ret for e in pool if e.epsilon == eps]) for eps in (.1, .3, .6))
+    verdicts = [reach_checks(pool, {"t": best + extra}, CheckRule())[1].verdict for extra in (0, .15, .3)]
+    assert verdicts == ["trust", "caution", "refuse"]
+
+
+def test_replay_in_the_real_environment_is_the_log(shop):
+    real, _, _, _, held = shop
+    made, there = replay(real, held)
+    assert [e.pages for e in made] == [e.pages for e in held] and [e.ret for e in made] == [e.ret for e in held]
+    assert all(all(t) and len(t) == len(e.turns) for t, e in zip(there, held))
+
+
+def test_resimulation_meets_the_logs_rows(shop):
+    real, reference, _, _, held = shop
+    made, beside = resimulate(real, {"reference": reference, "nobody": reference}, held, 12, 3)
+    assert [e.task.id for e in made] == [e.task.id for e in beside] and {e.policy for e in made} == {"reference"} and {e.epsilon for e in made} == {1.0}
+    assert [e.pages for e in made] == [e.pages for e in beside], "the same seed in the same environment"
+
+
+def test_value_checks_judge_components_only_beyond_their_bounds():
+    world = Corridor(2)
+    go = ScriptedPolicy("go", lambda s: "press" if s.obs == "room 1" else "go east")
+    logs = rollout(world, go, make_rows([world.task(i) for i in range(15)], [0.0]), 0, 5)
+    low = [replace(e, turns=(*e.turns[:-1], replace(e.turns[-1], reward=.7))) for e in logs]
+    assert {c.verdict for c in value_checks(logs, logs, CheckRule())} == {"trust"}
+    assert {c.verdict for c in value_checks(low, logs, CheckRule())} == {"refuse"}
+    assert {c.verdict for c in value_checks(low[:5], logs[:5], CheckRule())} == {"-"}, "too few to judge"
+    noisy = [replace(e, turns=(*e.turns[:-1], replace(e.turns[-1], reward=float(i % 2)))) for i, e in enumerate(logs)]
+    assert value_checks(noisy, logs, CheckRule(bias=(.05, .45)))[0].verdict == "caution", "bounds reach below the limit"
+
+
+def test_events_and_limits():
+    world = Corridor(2)
+    go = ScriptedPolicy("go", lambda s: "press" if s.obs == "room 1" else "go east")
+    rates = event_rates(rollout(world, go, make_rows([world.task()], [0.0]), 0, 5), world.domain)
+    assert rates == {"page types": {"page": 1.0}, "acts": {"go": .5, "press": .5}, "ends": {"turn 2": 1.0}}
+    assert variation(rates["acts"], {"go": 1.0}) == .5 and variation({"a": 1.}, {"b": 1.}) == 1
+    assert [judge(x, (.8, .6)) for x in (.9, .7, .5)] == [judge(x, (.1, .2)) for x in (0, .15, .3)] == ["trust", "caution", "refuse"]
+
+
+def test_the_worst_line_decides_and_the_answer_is_one_line():
+    lines = [Check("a", "x", 1, .5, verdict="trust"), Check("b", "x", 1, .5, verdict="caution", reason="b is odd"), Check("c", "x", 1, .5)]
+    assert SelfCheck(lines[:1]).line == "trust: all 1 checks passed." and SelfCheck(lines).line == "caution: b is odd."
+    assert SelfCheck(lines).table()[-1]["name"] == "c"
+    many = [Check("d", str(i), 1, 0., verdict="refuse", reason=f"reason {i}") for i in range(6)]
+    assert SelfCheck(lines + many).verdict == "refuse" and SelfCheck(lines + many).line.endswith("reason 3 (and 2 more).")
+
+
+def test_nothing_held_out_is_an_error(shop):
+    real, _, pool, _, _ = shop
+    with pytest.raises(UserError, match="no held-out episodes"): selfcheck(real, [], pool)
