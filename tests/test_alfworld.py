@@ -1,0 +1,179 @@
+"ALFWorld: generated games are solvable, the parsing cache changes nothing, planner and explorer win, batching and kills do not matter, bad input."
+import gzip, json, os, signal, subprocess, sys, textwrap
+
+import numpy as np
+import pytest
+
+from adwm import alfworld as alf
+from adwm.core import UserError, key_rng, shared_data
+from adwm.envs import State, advance
+from adwm.episodes import TERMINAL, Task, to_line
+from adwm.policies import ReferencePolicy
+from adwm.rollouts import Row, make_rows, rollout
+
+needs_engine = pytest.mark.skipif(alf.unavailable() is not None, reason=alf.unavailable() or "")
+SHARED = shared_data("alfworld", "valid_seen.jsonl.gz")
+needs_games = pytest.mark.skipif(SHARED is None, reason="the benchmark's games are not beside the project (shared/data/alfworld)")
+
+
+@pytest.fixture(scope="module")
+def sim(): return alf.AlfworldSimulator()
+
+
+# without the engine
+
+def test_pages_and_templates():
+    d, page = alf.AlfworldDomain(), "You arrive at fridge 1. The fridge 1 is closed.\nYou are at fridge 1. You hold egg 2."
+    assert alf.place_of(page) == ("fridge 1", "egg 2") and d.page_type(page) == "fridge" and d.page_type(TERMINAL) == "end"
+    assert d.template("heat egg 2 with microwave 1", page) == ("heat", "egg 2 with microwave 1") and d.template("look", page) == ("look", "")
+    assert d.reference(None, page, ("look", "help")).log_prob("help") == np.log(.5)
+    assert "the" not in d.render(page).split()
+
+
+def test_instructions_are_understood():
+    texts = {"put a mug in desk": ("pick_and_place_simple", "mug", "desk"), "find two soapbar and put them in garbagecan": ("pick_two_obj_and_place", "soapbar", "garbagecan"),
+             "put two pen in drawer": ("pick_two_obj_and_place", "pen", "drawer"), "heat some egg and put it in fridge": ("pick_heat_then_place_in_recep", "egg", "fridge"),
+             "put a cool pan in stoveburner": ("pick_cool_then_place_in_recep", "pan", "stoveburner"), "examine the cd with the desklamp": ("look_at_obj_in_light", "cd", "desklamp")}
+    for text, (kind, target, place) in texts.items():
+        a = alf.parse_task(text); assert (a.kind, a.target, a.place) == (kind, target, place)
+    assert alf.parse_task("buy a mug").kind == ""
+
+
+def test_progress_is_read_from_actions():
+    def after(*pairs):
+        s = State(Task("t", "put a clean mug in desk", "o", ()), "o", ())
+        for action, page in pairs: s = advance(s, action, 0.0, page, ())
+        return alf.AlfworldProgress(s.task.text, s.turns)
+    ok = [("take mug 1 from desk 1", "You pick up"), ("clean mug 1 with sinkbasin 1", "You clean"), ("move mug 1 to desk 1", "You move"), ("look", "x")]
+    assert after(*ok).placed == {"mug 1"} and after(*ok).treated == 1
+    assert not after(ok[0], ok[2], ok[3]).placed and not after(ok[0], (ok[1][0], "Nothing happens."), ok[2], ok[3]).placed
+    assert after(*ok, ("take mug 1 from desk 1", "You pick up"), ("look", "x")).placed == set()
+
+
+def test_bad_files(tmp_path, monkeypatch):
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    with pytest.raises(UserError, match="there are no ALFWorld games"): alf.load_games()
+    with pytest.raises(UserError, match="holds no game.tw-pddl"): alf.load_games(tmp_path)
+    bad = tmp_path / "x.jsonl"
+    for text, match in [("{", "line 1, cannot be read"), ('{"id": "a"}\n', "line 1: the field 'pddl_params'"), ("", "holds no game")]:
+        bad.write_text(text)
+        with pytest.raises(UserError, match=match): alf.load_games(bad)
+    row = dict(id="a", task_type="cook", task="t", pddl_problem="x", pddl_params=dict(object_target="Mug", parent_target="", toggle_target=""))
+    bad.write_text(json.dumps(row))
+    with pytest.raises(UserError, match="of the type 'cook'"): alf.load_games(bad)
+    bad.write_text(json.dumps({**row, "task_type": alf.TYPES[0]}))
+    with pytest.raises(UserError, match="no PDDL problem"): alf.load_games(bad)
+
+
+def test_missing_engine_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(alf.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(alf.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="pip install 'adwm\\[alfworld\\]' after `apt-get install g\\+\\+ make`"): alf.AlfworldSimulator()
+
+
+# with the engine
+
+@needs_engine
+def test_one_hundred_generated_games_are_solved_by_the_planner():
+    import fast_downward
+    alf.cache_parsing()
+    from alfworld.info import ALFRED_PDDL_PATH
+    domain, lib = open(ALFRED_PDDL_PATH).read(), fast_downward.load_lib()
+    for g in alf.generate_games(100, seed=7):
+        _, sas = fast_downward.pddl2sas(domain, g.problem, optimize=True)
+        assert lib.solve_sas(sas.encode(), False), g.id
+        assert 2 < lib.get_last_plan_length() < alf.HORIZON, g.id
+
+
+@needs_engine
+def test_generated_games_depend_on_their_id_alone():
+    a, b = alf.generate_games(12, 3), alf.generate_games(12, 3)
+    assert a == b and alf.generate_game(a[7].type, 3, 1) == a[7] and len({g.problem for g in a}) == 12
+    with pytest.raises(UserError, match="no task type"): alf.generate_game("cook", 0, 0)
+
+
+@needs_engine
+def test_parsing_cache_changes_nothing():
+    def play(games, turns=3):
+        out = []
+        for g in games:
+            live = alf.AlfredGame(g); out.append(live.page())
+            for t in range(turns): out.append(live.step(str(key_rng(0, g.id, t).choice(out[-1].choices))))
+        return out
+    games = alf.generate_games(20, seed=11)
+    alf.cache_parsing(False); plain = play(games)
+    alf.cache_parsing(True)
+    assert play(games) == plain and play(games[:4]) == plain[:16]
+
+
+@needs_engine
+def test_planner_and_explorer_win(sim):
+    tasks = sim.tasks([g.id for g in alf.generate_games(12, 2)])
+    for t in tasks[:6]: assert sim.player.page(t.id, tuple(sim.player.engine.walkthrough(t.id))).value == 1
+    won = rollout(sim, alf.AlfworldExplorer(), make_rows(tasks), 0, alf.HORIZON, env="alfworld")
+    assert np.mean([e.ret for e in won]) >= .7
+    for e in won: assert e.terminated == (e.ret == 1) and (e.last_obs == TERMINAL) == e.terminated
+
+
+@needs_engine
+def test_batching_and_memory_do_not_matter(sim):
+    tasks = sim.tasks([g.id for g in alf.generate_games(4, 5)])
+    rows = make_rows(tasks, [0.5])
+    a = rollout(sim, alf.AlfworldExplorer(), rows, 3, 8, env="alfworld")
+    fresh = alf.AlfworldSimulator(slots=1)
+    b = [rollout(fresh, alf.AlfworldExplorer(), [r], 3, 8, env="alfworld")[0] for r in rows[::-1]][::-1]
+    assert [to_line(e) for e in a] == [to_line(e) for e in b]
+
+
+@needs_engine
+def test_odd_words_change_nothing(sim):
+    s = sim.reset(sim.tasks(["pick_and_place_simple-0-0"]), [()])
+    first = s[0].choices
+    for a in ("", "fly", "go to moon 3"): s = [sim.step(s, [a], [()])[0].state]
+    assert s[0].choices == first and "Nothing happens" in s[0].obs
+    with pytest.raises(UserError, match="no game of this simulator"): sim.tasks(["kitchen-9"])
+
+
+@needs_engine
+def test_broken_problem_is_one_sentence(sim):
+    g = alf.generate_game(alf.TYPES[0], 0, 0)
+    with pytest.raises(UserError, match="cannot load game"): alf.AlfredGame(alf.Game("x", g.type, g.target, g.place, "", g.text, g.problem[:400] + ":goal"))
+
+
+@needs_engine
+@needs_games
+def test_the_benchmarks_own_games(tmp_path):
+    games = alf.load_games(SHARED)
+    assert len(games) == 140 and {g.type for g in games} == set(alf.TYPES)
+    assert all(alf.parse_task(g.text).kind == g.type for g in games)
+    small = sorted(games, key=lambda g: len(g.problem))[:2]
+    sim = alf.AlfworldSimulator(small)
+    won = rollout(sim, alf.AlfworldExplorer(), make_rows(sim.tasks([g.id for g in small])), 0, alf.HORIZON, env="alfworld")
+    assert any(e.ret == 1 for e in won)
+    folder = tmp_path / "trial"; folder.mkdir()
+    d = json.loads(gzip.open(SHARED, "rt").readline())
+    (folder / "game.tw-pddl").write_text(json.dumps(dict(pddl_problem=d["pddl_problem"], grammar=f'"rhs": "Your task is to: {d["task"]}."', solvable=True)))
+    (folder / "traj_data.json").write_text(json.dumps(dict(task_type=d["task_type"], pddl_params=d["pddl_params"])))
+    loaded = alf.load_games(tmp_path)[0]
+    assert (loaded.text, loaded.problem, loaded.id) == (d["task"], d["pddl_problem"], "trial")
+
+
+@needs_engine
+def test_killed_collection_equals_uninterrupted_one(tmp_path, sim):
+    code = textwrap.dedent("""
+        import os, signal, sys
+        from adwm import alfworld as alf
+        from adwm.policies import ReferencePolicy
+        from adwm.rollouts import make_rows, rollout
+        sim, calls, step = alf.AlfworldSimulator(), 0, alf.AlfworldSimulator.step
+        def counted(self, *a):
+            global calls; calls += 1
+            if calls == 5: os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, *a)
+        alf.AlfworldSimulator.step = counted
+        rollout(sim, ReferencePolicy(sim.domain), make_rows(sim.tasks([g.id for g in alf.generate_games(4, 0)]), [1.0]), 5, 3, 2, sys.argv[1], "alfworld")""")
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    assert subprocess.run([sys.executable, "-c", code, str(cut)]).returncode == -signal.SIGKILL
+    rows = make_rows(sim.tasks([g.id for g in alf.generate_games(4, 0)]), [1.0])
+    for path in (whole, cut): rollout(sim, ReferencePolicy(sim.domain), rows, 5, 3, 2, path, "alfworld")
+    assert cut.read_bytes() == whole.read_bytes() and len(whole.read_text().splitlines()) == 4
