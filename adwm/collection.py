@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TRUTH_FIELDS', 'Component', 'pool_plan', 'with_log_probs', 'collect_pool', 'digest', 'truth_row', 'collect_truth',
            'write_truth', 'read_truth', 'replay', 'reroll', 'sha256_of', 'write_manifest', 'check_manifest', 'CellSpec',
-           'training_worlds', 'cell_tasks', 'load_agents', 'make_assets']
+           'settling_expert', 'training_worlds', 'cell_tasks', 'load_agents', 'make_assets']
 
-# %% ../nbs/22_collection.ipynb #3a6ab80d
+# %% ../nbs/22_collection.ipynb #0197d766
 import csv, gzip, hashlib, io, json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,9 +20,9 @@ from .episodes import Episode, Task, read_episodes, to_line, write_episodes
 from .policies import ReferencePolicy, policy_log_probs
 from .rollouts import Row, make_rows, rollout
 from .training import Recipe, World, make_agents
-from .webshop import WebShopSimulator, expert, generated_shop, sample_goals
+from .webshop import WebShopSimulator, expert, generated_shop, reward, sample_goals
 
-# %% ../nbs/22_collection.ipynb #23d03e8d
+# %% ../nbs/22_collection.ipynb #d99a0f7f
 @dataclass(frozen=True)
 class Component:
     "One logging policy: an agent's name (or 'reference') and its epsilon."
@@ -40,7 +40,7 @@ def pool_plan(
     plan += [(i, quarter[i % len(quarter)], len(agents)) for i in range(n_tasks)]
     return plan + [(i, half[i % len(half)], len(agents) + 1) for i in range(n_tasks)]
 
-# %% ../nbs/22_collection.ipynb #dee1e0f4
+# %% ../nbs/22_collection.ipynb #2be714ce
 def with_log_probs(
     policy,                    # the agent, or a ReferencePolicy
     episodes: list[Episode],   # all of one epsilon
@@ -71,7 +71,7 @@ def collect_pool(
     place = {t.id: i for i, t in enumerate(tasks)}
     return sorted(out, key=lambda e: (place[e.task.id], e.epsilon, list(policies).index(e.policy)))
 
-# %% ../nbs/22_collection.ipynb #49f29413
+# %% ../nbs/22_collection.ipynb #cc565767
 TRUTH_FIELDS = ("policy", "epsilon", "split", "task_id", "replicate", "seed", "reward", "success", "turns", "digest")
 
 def digest(
@@ -108,7 +108,7 @@ def collect_truth(
         out += [truth_row(e, split) for e in rollout(simulator, policy, rows, seed, horizon, path=path, env=env)]
     return out
 
-# %% ../nbs/22_collection.ipynb #cc565767
+# %% ../nbs/22_collection.ipynb #8a74a20b
 def write_truth(
     path: str | Path,    # .csv.gz
     rows: list[dict],
@@ -133,7 +133,7 @@ def read_truth(
             except (KeyError, TypeError, ValueError) as err: raise UserError(f"{path}, line {n}: the field '{name}' is missing or not a number") from err
     return lines
 
-# %% ../nbs/22_collection.ipynb #1d4facb8
+# %% ../nbs/22_collection.ipynb #9e5a19fc
 def replay(
     simulator,
     episodes: list[Episode],
@@ -166,7 +166,7 @@ def reroll(
         wrong += [f"{name} at epsilon {epsilon} on {w[1].id} acts otherwise than logged" for w, e in zip(some, again) if digest(e) != w[5]]
     return wrong
 
-# %% ../nbs/22_collection.ipynb #f0273148
+# %% ../nbs/22_collection.ipynb #18cf4e23
 def sha256_of(path: str | Path) -> str:
     "Hash of a file's content."
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -194,7 +194,7 @@ def check_manifest(
         if sha256_of(folder / name) != entry["sha256"]: raise UserError(f"{folder / name} differs from its manifest; remake it with: {entry['command']}")
     return manifest
 
-# %% ../nbs/22_collection.ipynb #4ef08b8a
+# %% ../nbs/22_collection.ipynb #8f50c6fc
 @dataclass(frozen=True)
 class CellSpec:
     "What a WebShop cell is made of."
@@ -223,7 +223,30 @@ class CellSpec:
         for n in (*self.pool, *self.targets):
             if n not in made: raise UserError(f"cell {self.name}: there is no recipe for the agent '{n}'; the recipes make {', '.join(sorted(made))}")
 
-# %% ../nbs/22_collection.ipynb #8f50c6fc
+# ### A teacher that can be followed
+#
+# The expert knows which product is meant. Sent to correct an agent that opened a similar one, it always answers "back", although nothing on the page says so. An agent cannot learn what it cannot see: it learned to go back at random, looped until the cap, and fell from .67 to .56 on the development cell. LEAP names the problem and asks for a teacher whose advice is *realisable*. Ours settles: where the open product can still earn most of the reward, where another product was opened before, or when turns run out, it chooses the asked options that are there and buys.
+
+# %% ../nbs/22_collection.ipynb #e40ada4e
+def settling_expert(
+    shop,
+    goal,
+    state,                 # a state of the real environment
+    enough: float = 0.8,   # reward for which the open product is accepted
+    late: int = 7,         # turns after which any product is
+) -> str:                  # action
+    "The expert, content with a product that is good enough (LEAP's realisable teacher)."
+    v = state.extra
+    if v.kind != "item" or v.asin == goal.asin: return expert(shop, goal, state)
+    chosen, clickable = dict(v.options), shop.clickables(v)
+    groups = dict(shop.by_asin[v.asin].options)
+    missing = [x for g, x in goal.options if x in clickable and x not in chosen.values()]
+    best = {**chosen, **{next(g for g, xs in groups.items() if x in xs): x for x in missing}}
+    worth, _ = reward(shop.by_asin[v.asin], goal, shop.prices[v.asin], best, shop.nouns)
+    if worth < enough and len(v.opened) < 2 and len(state.turns) < late: return expert(shop, goal, state)
+    return f"click[{missing[0]}]" if missing else "click[buy now]"
+
+# %% ../nbs/22_collection.ipynb #7d772c3b
 def training_worlds(
     shop_seed: int,    # of the cell; training uses other catalogues
     shops: int = 8,
@@ -235,7 +258,8 @@ def training_worlds(
         shop = generated_shop(1000 * (shop_seed + 1) + k)
         chosen = sample_goals(shop, goals, "all", 0)
         simulator, by = WebShopSimulator(shop, chosen), {g.id: g for g in chosen}
-        out.append(World(simulator, simulator.tasks(), lambda s, shop=shop, by=by: expert(shop, by[s.task.id], s)))
+        out.append(World(simulator, simulator.tasks(), lambda s, shop=shop, by=by: expert(shop, by[s.task.id], s),
+                         lambda s, shop=shop, by=by: settling_expert(shop, by[s.task.id], s)))
     return out
 
 def cell_tasks(
@@ -255,7 +279,7 @@ def load_agents(
     "Agents of a cell by name."
     return {n: LMAgent.from_pretrained(Path(folder) / "agents" / n, domain, temperature, name=n) for n in names}
 
-# %% ../nbs/22_collection.ipynb #e40ada4e
+# %% ../nbs/22_collection.ipynb #f327dc64
 def _truth_of(spec, names, folder, work):
     import torch
     torch.set_num_threads(1)
@@ -280,9 +304,11 @@ def make_assets(
     simulator, tasks = cell_tasks(spec)
     pool = collect_pool(simulator, load_agents(folder, spec.pool, simulator.domain), tasks["pool"], spec.pool_seed, spec.horizon, work, spec.env)
     write_episodes(folder / "pool.jsonl.gz", pool)
+    if not spec.targets: raise UserError(f"cell {spec.name} names no target agent, so there is no truth to measure")
     jobs = [(n,) for n in spec.targets] + [()]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as ex:
         parts = list(ex.map(functools.partial(_truth_of, spec, folder=folder, work=work), jobs))
     write_truth(folder / "truth.csv.gz", [r for part in parts for r in part])
-    write_manifest(folder, command, dict(cell=asdict(spec)))
+    atomic_write(folder / "fresh.jsonl", "".join(json.dumps(asdict(t)) + "\n" for t in tasks["fresh"]))
+    write_manifest(folder, command, dict(cell=asdict(spec), behaviors=spec.pool, targets=spec.targets))
     return folder

@@ -7,7 +7,7 @@ __all__ = ['SPECIAL', 'train_tokenizer', 'Recipe', 'build_model', 'save_checkpoi
            'correct', 'batches', 'loss_of', 'train', 'World', 'texts_of', 'lessons_for', 'make_agent', 'chains',
            'make_agents']
 
-# %% ../nbs/21_training.ipynb #4fa4933a
+# %% ../nbs/21_training.ipynb #62068d93
 import json, math, os, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .core import UserError, atomic_write, key_int, key_rng, progress
 from .envs import State
 from .episodes import TERMINAL, Episode
 
-# %% ../nbs/21_training.ipynb #a2a1fd98
+# %% ../nbs/21_training.ipynb #2e6805e3
 SPECIAL = ("<pad>", *PackedFormat.tags)
 
 def train_tokenizer(
@@ -41,7 +41,7 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", eos_token="</act>", additional_special_tokens=["<task>", "<obs>", "<act>"],
                                    clean_up_tokenization_spaces=False)
 
-# %% ../nbs/21_training.ipynb #bc52bdbc
+# %% ../nbs/21_training.ipynb #e7a7c08b
 @dataclass(frozen=True)
 class Recipe:
     "How one agent comes to be."
@@ -64,7 +64,7 @@ class Recipe:
     rate: float = 3e-3         # peak learning rate, decayed to zero in each phase
     aggregate: float = 0.5     # "leap": share of demonstrations among the training episodes
 
-# %% ../nbs/21_training.ipynb #e810d52a
+# %% ../nbs/21_training.ipynb #431c7e42
 def build_model(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerFast,
@@ -94,7 +94,7 @@ def save_checkpoint(
     except OSError as err: raise UserError(f"the checkpoint could not be written to {path}: {err.strerror or err}") from err
     return path
 
-# %% ../nbs/21_training.ipynb #b0c03243
+# %% ../nbs/21_training.ipynb #151f1862
 @dataclass(frozen=True)
 class Lesson:
     "An episode and the turns whose action is to be imitated."
@@ -127,7 +127,7 @@ def encode(
         context += [0] + [1] * len(page) + [0] + [0] * len(action)
     return Example(np.array(ids), np.array(target, bool), np.array(context, bool))
 
-# %% ../nbs/21_training.ipynb #229c809f
+# %% ../nbs/21_training.ipynb #09d376b1
 def _play(simulator, tasks, teacher, horizon, seed, tag, propose):
     "Roll tasks; propose(turn, rows, states) names the rows that do not follow the teacher and what they do instead."
     keys = lambda rows, t: [(seed, tasks[i].id, i, t) for i in rows]
@@ -164,7 +164,7 @@ def demonstrate(
         return out
     return _play(simulator, tasks, teacher, horizon, seed, "teacher", propose)
 
-# %% ../nbs/21_training.ipynb #09d376b1
+# %% ../nbs/21_training.ipynb #a2f1b616
 def correct(
     simulator,
     tasks: list,
@@ -189,7 +189,7 @@ def correct(
         out += _play(simulator, part, teacher, horizon, seed, agent.name, propose)
     return out
 
-# %% ../nbs/21_training.ipynb #fbc184e5
+# %% ../nbs/21_training.ipynb #61a77f39
 def batches(
     examples: list[Example],
     tokens: int,              # training tokens in all
@@ -226,7 +226,7 @@ def loss_of(
     each = F.cross_entropy(model.lm_head(hidden[pick]), ids[:, 1:][pick], reduction="none")
     return each.sum() / target.sum().clamp(min=1), float(each.detach()[target[pick]].mean())
 
-# %% ../nbs/21_training.ipynb #61a77f39
+# %% ../nbs/21_training.ipynb #d1c7f24d
 def train(
     model,
     examples: list[Example],
@@ -254,13 +254,14 @@ def train(
     model.eval()
     return curve
 
-# %% ../nbs/21_training.ipynb #2e3aa8c4
+# %% ../nbs/21_training.ipynb #81db6f5a
 @dataclass(frozen=True)
 class World:
     "A simulator, its tasks, and a teacher that knows their goals."
     simulator: object
     tasks: list
-    teacher: object   # function from a state to the expert's action
+    teacher: object            # function from a state to the expert's action
+    corrector: object = None   # the teacher for corrections, where it differs
 
 def texts_of(
     lessons: list[Lesson],
@@ -285,11 +286,12 @@ def lessons_for(
         seed = key_int(recipe.seed, recipe.name, k) % 2**31
         tasks = [w.tasks[i % len(w.tasks)] for i in key_rng(seed, "tasks").permutation(max(n, len(w.tasks)))[:n]]
         old = n if parent is None else int(n * recipe.aggregate)
-        out += demonstrate(w.simulator, tasks[:old], w.teacher, seed, horizon, recipe.noisy, recipe.noise)
-        if parent is not None: out += correct(w.simulator, tasks[old:], w.teacher, parent, seed, horizon)
+        teacher = w.teacher if parent is None else w.corrector or w.teacher
+        out += demonstrate(w.simulator, tasks[:old], teacher, seed, horizon, recipe.noisy, recipe.noise)
+        if parent is not None: out += correct(w.simulator, tasks[old:], teacher, parent, seed, horizon)
     return out
 
-# %% ../nbs/21_training.ipynb #81db6f5a
+# %% ../nbs/21_training.ipynb #a96dd2db
 def make_agent(
     recipe: Recipe,
     worlds: list[World],    # where it is trained
@@ -319,7 +321,7 @@ def make_agent(
     atomic_write(path / "recipe.json", json.dumps(record, indent=1))
     return path
 
-# %% ../nbs/21_training.ipynb #da003369
+# %% ../nbs/21_training.ipynb #4ffcc8c9
 def chains(
     recipes: list[Recipe],
 ) -> list[list[Recipe]]:  # each begins with a recipe from scratch

@@ -96,7 +96,7 @@ def test_training_lowers_the_loss_and_repeats_itself(lessons, world, tokenizer):
         model = build_model(Recipe("x", **TINY), tokenizer)
         runs.append((train(model, examples, 40_000, 0, per_batch=1024), model))
     (curve, a), (again, b) = runs
-    assert curve[-1][1] < .6 * curve[0][1] and curve == again
+    assert curve[-1][1] < .8 * curve[0][1] and curve == again
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
 
 
