@@ -8,8 +8,8 @@ __all__ = ['FIT_CODE', 'IMAGINE_CODE', 'Data', 'read_tasks', 'check_pool', 'load
            'readout_of', 'as_success', 'agent_of', 'fit_stage', 'env_code', 'adapter_stage', 'soft_reading',
            'simulator_of', 'starts', 'imagine_key', 'imagine_stage', 'brief', 'imagined', 'read_success',
            'estimate_rows', 'read_truth_frame', 'compare', 'gate_stage', 'HeadOf', 'read_gate', 'status_of',
-           'check_stage', 'evaluate', 'Stopwatch', 'check_fit', 'Results', 'Checked', 'Compared', 'Evaluation',
-           'label_folder', 'real_episodes', 'side_by_side']
+           'check_fold', 'check_stage', 'evaluate', 'Stopwatch', 'check_fit', 'Results', 'Checked', 'Compared',
+           'Evaluation', 'label_folder', 'real_episodes', 'side_by_side']
 
 # %% ../nbs/52_evaluation.ipynb #89120f4c
 import dataclasses, importlib, json, shutil, tempfile, time
@@ -134,10 +134,13 @@ def domain_of(
 
 @lru_cache(maxsize=4)
 def logs(config_json: str, limit: int = 0, fold: int = -1) -> tuple:
-    "(episodes to learn from, episodes held out): all, the first `limit` of a keyed order, or one fold by task."
+    "(episodes to learn from, episodes held out): all, the first `limit` of a keyed order, one fold by task, or from `folds` on one logging agent."
     config, pool = thaw(config_json), load_data(config_json).pool
     if limit: return [pool[i] for i in sorted(key_rng(0, "smaller pool").permutation(len(pool))[:limit])], []
-    return (pool, []) if fold < 0 else split_by_task(pool, config.folds, 0)[fold]
+    if fold < 0: return pool, []
+    if fold < config.folds: return split_by_task(pool, config.folds, 0)[fold]
+    agent = config.collect.behaviors[fold - config.folds]
+    return [e for e in pool if e.policy != agent], [e for e in pool if e.policy == agent and e.epsilon == 0]
 
 @lru_cache(maxsize=4)
 def index_of(config_json: str, plain: bool = False, limit: int = 0, fold: int = -1):
@@ -281,7 +284,7 @@ def imagine_stage(
             rollout(simulator, policy, rows, seed, config.horizon, config.imagine.chunk, folder / f"seed-{seed}.jsonl", config.env, notes)
             atomic_write(folder / f"notes-{seed}.json", json.dumps([[brief(n) for n in row] for row in notes]))
         atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
-    return cached(cache_folder(config), f"imagine-{part.setting}-{part.name}-{agent}".replace(" ", "_"), imagine_key(config, part, agent), make)
+    return cached(cache_folder(config), f"imagine-{part.fit or part.kind}-{agent}", imagine_key(config, part, agent), make)
 
 def brief(note: dict) -> dict:
     "A simulator's note of one turn, without what is long."
@@ -406,23 +409,30 @@ def status_of(part: EstimatorPart, report: dict) -> str:
     return f"{'unreliable' if part.setting == 'paper' else 'refused'}: {'; '.join(report['reasons'])}"
 
 # %% ../nbs/52_evaluation.ipynb #fa708088
-def check_stage(config_json: str) -> Path:   # folder with checks.json
-    "Question the held-out copy of the world model that stands behind `ours`."
+def check_fold(config: RunConfig, fresh: bool) -> int:
+    "What the self-checks hold out: a fold of the tasks, or the strongest logging agent."
+    return 0 if fresh else config.folds + len(config.collect.behaviors) - 1
+
+def check_stage(
+    config_json: str,
+    fresh: bool = False,   # for estimates on fresh tasks; else for new agents on the pool's tasks
+) -> Path:                 # folder with checks.json
+    "Question a held-out copy of the world model that stands behind `ours`."
     from adwm.selfchecks import selfcheck
     config = thaw(config_json)
-    number = next((i for i, p in enumerate(config.estimators) if p.setting == "ours" and p.kind == "adwm"), 0)
+    number, fold = next((i for i, p in enumerate(config.estimators) if p.setting == "ours" and p.kind == "adwm"), 0), check_fold(config, fresh)
     part = config.estimators[number]
     values = {f"{p} eps={e:g}": float(g["reward"].mean()) for (p, e), g in imagined(config, number).groupby(["policy", "epsilon"])}
-    key = dict(simulator=imagine_key(config, part, "checks"), values=values, code=source_hash("selfchecks"))
+    key = dict(simulator=imagine_key(config, part, "checks"), fold=fold, values=values, code=source_hash("selfchecks"))
     def make(folder):
         start = time.perf_counter()
-        held, names = logs(config_json, 0, 0)[1], load_data(config_json).behaviors
+        held, names = logs(config_json, 0, fold)[1], load_data(config_json).behaviors
         some = held[:config.check_episodes] if config.check_episodes else held
-        found = selfcheck(simulator_of(config_json, part, fold=0), some, logs(config_json)[0], read_gate(config, number), {n: agent_of(config_json, n) for n in [*names, ReferencePolicy.name]},
-                          values, index_of(config_json, False, 0, 0), config.horizon)
+        found = selfcheck(simulator_of(config_json, part, fold=fold), some, logs(config_json)[0], read_gate(config, number), {n: agent_of(config_json, n) for n in [*names, ReferencePolicy.name]},
+                          values, index_of(config_json, False, 0, fold), config.horizon)
         atomic_write(folder / "checks.json", json.dumps(dict(line=found.line, verdict=found.verdict, table=found.table())))
         atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
-    return cached(cache_folder(config), "checks", key, make)
+    return cached(cache_folder(config), "checks-tasks" if fresh else "checks-agent", key, make)
 
 # %% ../nbs/52_evaluation.ipynb #8ac5ae43
 def evaluate(
@@ -433,16 +443,17 @@ def evaluate(
     jobs = lambda function, arguments, label: run_jobs([(f"adwm.evaluation.{function}", (config_json, *a)) for a in dict.fromkeys(arguments)], config.workers, label)
     data = clock("data", lambda: load_data(config_json))
     used = [p.fit for p in config.estimators if p.fit]
-    held = [p.fit for p in config.estimators if p.readout == "head"] + [check_fit(config)]
-    clock("world models", lambda: jobs("fit_stage", [(f, -1) for f in used] + [(f, 0) for f in held], "world models"))
+    held = [(p.fit, 0) for p in config.estimators if p.readout == "head"] + [(check_fit(config), check_fold(config, fresh)) for fresh in (False, True)]
+    clock("world models", lambda: jobs("fit_stage", [(f, -1) for f in used] + held, "world models"))
     clock("readout gates", lambda: jobs("gate_stage", [(i,) for i in n if config.estimators[i].readout != "logged"], "gates"))
     agents = list(config.collect.targets)
     soft = [(config.estimators[i].adapter, config.estimators[i].fit, a) for i in n if config.estimators[i].adapter for a in agents]
     if soft: clock("adapters", lambda: jobs("adapter_stage", soft, "adapters"))
     order = sorted(n, key=lambda i: not config.estimators[i].adapter)
     shared = [(i, ReferencePolicy.name) for i in order if config.estimators[i].split == "pool"]
-    clock("imagination", lambda: jobs("imagine_stage", [(i, a) for i in order for a in agents] + shared, "imagination"))
-    clock("self-checks", lambda: jobs("check_stage", [()], "self-checks"))
+    once = {stage_key(imagine_key(config, config.estimators[i], a)): (i, a) for i, a in [(i, a) for i in order for a in agents] + shared}
+    clock("imagination", lambda: jobs("imagine_stage", once.values(), "imagination"))
+    clock("self-checks", lambda: jobs("check_stage", [(False,), (True,)], "self-checks"))
     return clock("rows", lambda: Evaluation(config, data, clock.seconds))
 
 class Stopwatch:
@@ -500,17 +511,17 @@ class Checked(Results):
         "Who logged how much, how long, how well (the paper's Table 3)."
         return pd.DataFrame(describe(self.data.pool)).set_index(["policy", "epsilon"])
 
-    def self_check(self) -> dict:
+    def self_check(self, fresh: bool = False) -> dict:
         "The self-checks as they were saved: line, verdict, table."
-        return json.loads((check_stage(freeze(self.config)) / "checks.json").read_text())
+        return json.loads((check_stage(freeze(self.config), fresh) / "checks.json").read_text())
 
-    def verdict(self) -> str:
-        "trust, caution or refuse, and why, in one line."
-        return self.self_check()["line"]
+    def verdict(self, fresh: bool = False) -> str:
+        "trust, caution or refuse, and why, in one line: for new agents on the pool's tasks, or on fresh ones."
+        return self.self_check(fresh)["line"]
 
-    def checks(self) -> pd.DataFrame:
+    def checks(self, fresh: bool = False) -> pd.DataFrame:
         "Every self-check: what was asked, how many cases, what came out."
-        return pd.DataFrame(self.self_check()["table"]).set_index(["name", "item"])
+        return pd.DataFrame(self.self_check(fresh)["table"]).set_index(["name", "item"])
 
     def gate_table(self) -> pd.DataFrame:
         "Every readout's held-out test: R^2 and AUC with 90 % bounds, and the verdict."
