@@ -7,7 +7,7 @@ __all__ = ['TYPES', 'HORIZON', 'ROOMS', 'unavailable', 'Game', 'check_game', 'ta
            'load_games', 'cache_parsing', 'AlfredGame', 'place_of', 'kind_of', 'AlfworldDomain', 'Aim', 'parse_task',
            'AlfworldProgress', 'AlfworldEngine', 'AlfworldSimulator', 'seen_things', 'AlfworldExplorer']
 
-# %% ../nbs/19_alfworld.ipynb #7837dbce
+# %% ../nbs/19_alfworld.ipynb #be2ea843
 import copy, functools, gzip, importlib.util, json, os, re, shutil, sys, weakref
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .envs import Domain, Outcome, State, advance, words
 from .episodes import TERMINAL, Task, Turn
 from .scienceworld import EngineDied, Page, Replayer
 
-# %% ../nbs/19_alfworld.ipynb #de4f473d
+# %% ../nbs/19_alfworld.ipynb #3b25aff0
 TYPES = ("pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep",
          "pick_heat_then_place_in_recep", "pick_cool_then_place_in_recep", "pick_two_obj_and_place")
 HORIZON = 30  # the paper's cap
@@ -35,7 +35,7 @@ def unavailable() -> str | None:  # None where ALFWorld can run
 
 
 
-# %% ../nbs/19_alfworld.ipynb #99d3fe44
+# %% ../nbs/19_alfworld.ipynb #5171d913
 @dataclass(frozen=True)
 class Game:
     "One game: the PDDL problem and the task's parameters."
@@ -53,7 +53,7 @@ def check_game(game: Game) -> Game:
     if "(define" not in game.problem or ":goal" not in game.problem: raise UserError(f"game {game.id} has no PDDL problem with a goal")
     return game
 
-# %% ../nbs/19_alfworld.ipynb #587fcd65
+# %% ../nbs/19_alfworld.ipynb #40d469da
 ROOMS = {
     "kitchen": "CounterTop CounterTop Cabinet Cabinet Cabinet Drawer Drawer Fridge Microwave SinkBasin DiningTable StoveBurner GarbageCan",
     "bedroom": "Desk Bed Drawer Drawer Drawer Shelf Shelf Dresser SideTable GarbageCan Safe ArmChair",
@@ -72,7 +72,7 @@ def tables():
     holds = {r: sorted(set(objs) | {o for o in ("Bowl", "Mug", "Plate", "Cup", "Pot", "Pan") if o in c.VAL_RECEPTACLE_OBJECTS[r]}) for r, objs in holds.items()}
     return holds, {k: sorted(v) for k, v in c.VAL_ACTION_OBJECTS.items()}, sorted(c.OPENABLE_CLASS_LIST)
 
-# %% ../nbs/19_alfworld.ipynb #42a97195
+# %% ../nbs/19_alfworld.ipynb #1cdf83a3
 def _pick(rng, items):
     return items[int(rng.integers(len(items)))]
 
@@ -95,7 +95,7 @@ def _furnish(
         fits = [o for o in fits if o in holds[place]]
         if fits: return names, _pick(rng, fits), place, ""
 
-# %% ../nbs/19_alfworld.ipynb #eecb3341
+# %% ../nbs/19_alfworld.ipynb #bf37caa3
 def _scatter(names, target, place, lamp, count, rng):
     "(object id, receptacle index) for about fifteen objects, `count` of them targets away from their place."
     holds, _, _ = tables()
@@ -128,7 +128,7 @@ def _problem(name, names, objects, goal):
               *(f"{o} - object" for o, _ in objects), *(f"{r} - receptacle" for r in ids), *(f"loc_{i} - location" for i in range(len(names) + 1))]
     return f"(define (problem {name})\n(:domain alfred)\n(:objects\n" + "\n".join(things) + "\n)\n(:init\n" + "\n".join(facts) + "\n)\n" + goal
 
-# %% ../nbs/19_alfworld.ipynb #687c53a8
+# %% ../nbs/19_alfworld.ipynb #7984ea12
 def generate_game(
     kind: str,   # one of TYPES
     seed: int,   # another seed, another set of houses
@@ -153,7 +153,7 @@ def generate_games(
     "n generated games."
     return [generate_game(TYPES[i % len(TYPES)], seed, start + i // len(TYPES)) for i in range(n)]
 
-# %% ../nbs/19_alfworld.ipynb #4180a9be
+# %% ../nbs/19_alfworld.ipynb #24720426
 def load_games(
     path: str | Path | None = None,   # a .jsonl(.gz) file, or a folder; $ALFWORLD_DATA by default
 ) -> list[Game]:
@@ -187,7 +187,7 @@ def _load_folder(path):
     if not out: raise UserError(f"none of the {len(files)} games below {path} is solvable and of the six types")
     return out
 
-# %% ../nbs/19_alfworld.ipynb #7b387b44
+# %% ../nbs/19_alfworld.ipynb #90908045
 class _Cached:
     "A function that remembers its last results by its arguments and may hand out copies."
     def __init__(self, plain, size: int, copies: bool): self.plain, self.size, self.copies, self.kept = plain, size, copies, OrderedDict()
@@ -211,7 +211,7 @@ def cache_parsing(on: bool = True) -> None:
         if on and not isinstance(now, _Cached): setattr(place, name, _Cached(now, size, copies))
         if not on and isinstance(now, _Cached): setattr(place, name, now.plain)
 
-# %% ../nbs/19_alfworld.ipynb #fa74cb37
+# %% ../nbs/19_alfworld.ipynb #d7a7467b
 def _environment(infos, libraries: list):
     "The engine's environment with a planner library of its own, taken from `libraries` and returned to it."
     import fast_downward, textworld
@@ -260,7 +260,7 @@ class AlfredGame:
     def _spelled(self, action):
         return next((c for c in self.state["_valid_commands"] if c.strip() == action.strip()), action)
 
-# %% ../nbs/19_alfworld.ipynb #870c385a
+# %% ../nbs/19_alfworld.ipynb #cea2f82d
 _VERBS = ("go to", "take", "move", "put", "open", "close", "use", "heat", "clean", "cool", "slice", "examine", "look", "inventory", "help")
 
 def place_of(obs: str) -> tuple[str, str]:
@@ -301,7 +301,7 @@ class AlfworldDomain(Domain):
         return np.array([1.0, *kind, float(last_obs == TERMINAL), done.took, done.treated, min(len(done.placed), 2) / 2, float(len(done.placed) >= goal.count),
                          done.lit, len(turns) / HORIZON, done.took * done.lit, done.treated * bool(done.placed)], float)
 
-# %% ../nbs/19_alfworld.ipynb #b9258d24
+# %% ../nbs/19_alfworld.ipynb #dc5c8e9f
 @dataclass(frozen=True)
 class Aim:
     "An instruction, parsed."
@@ -338,7 +338,7 @@ class AlfworldProgress:
             if t.action.startswith("use ") and kind_of(t.action[4:]) == aim.place: self.lit = 1.0
         self.ready = ready
 
-# %% ../nbs/19_alfworld.ipynb #527d230a
+# %% ../nbs/19_alfworld.ipynb #6c200f01
 class AlfworldEngine:
     "Opens games by id: those it was given, and generated ones by their id."
     def __init__(self, games: list[Game], cache: bool = True):
@@ -392,7 +392,7 @@ class AlfworldSimulator:
             out.append(Outcome(advance(s, a, p.value, p.obs, p.choices), p.value, p.ended))
         return out
 
-# %% ../nbs/19_alfworld.ipynb #45646ffb
+# %% ../nbs/19_alfworld.ipynb #3afb664b
 def seen_things(turns: tuple[Turn, ...], obs: str) -> dict[str, list[str]]:
     "Place -> things last seen there; closed places have no entry."
     seen: dict[str, list[str]] = {}

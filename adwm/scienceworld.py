@@ -8,7 +8,7 @@ __all__ = ['TASKS', 'HORIZON', 'VERBS', 'ROOMS', 'JAVA', 'LIFESPANS', 'parse_id'
            'room_of', 'things', 'message_of', 'lifespan', 'focus_rank', 'ScienceWorldDomain', 'ScienceWorldSimulator',
            'Goal', 'goal_of', 'ScienceWorldExpert']
 
-# %% ../nbs/18_scienceworld.ipynb #a4fb8376
+# %% ../nbs/18_scienceworld.ipynb #597170ec
 import importlib.util, logging, os, re, shutil
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from .core import UserError, key_int, key_rng
 from .envs import Domain, Outcome, Reference, State, advance, overlap, words
 from .episodes import TERMINAL, Task, Turn
 
-# %% ../nbs/18_scienceworld.ipynb #78a32dc1
+# %% ../nbs/18_scienceworld.ipynb #1ed9520c
 TASKS = ("lifespan-longest-lived", "lifespan-shortest-lived", "lifespan-longest-lived-then-shortest-lived",
          "find-living-thing", "find-animal", "find-plant")
 HORIZON = 12  # the paper's cap, counted by us: `look around` and unparsable input cost the engine's own counter nothing
@@ -36,14 +36,14 @@ def parse_id(
         raise UserError(f"'{task_id}' is not a ScienceWorld task: ids are a type ({', '.join(TASKS)}), a dash and the number of a variation")
     return name, int(variation)
 
-# %% ../nbs/18_scienceworld.ipynb #fb0b44d1
+# %% ../nbs/18_scienceworld.ipynb #4e20b028
 def value_of(
     score: float,  # the engine's score, -1 to 1
 ) -> float:        # in [0, 1]
     "The clipped score: what an episode is worth if it stops here."
     return max(round(100 * score), 0) / 100
 
-# %% ../nbs/18_scienceworld.ipynb #02a3b7c4
+# %% ../nbs/18_scienceworld.ipynb #cfd0896a
 @dataclass(frozen=True)
 class Page:
     "What an engine shows after some actions: text, admissible actions, value so far, whether it is over; a first page has the instruction."
@@ -63,7 +63,7 @@ def compose(
     if parts[0] in parts[1:]: parts = parts[1:]
     return "\n".join(p for p in parts if p)
 
-# %% ../nbs/18_scienceworld.ipynb #7f133d0c
+# %% ../nbs/18_scienceworld.ipynb #94dc012b
 VERBS = ("go to", "teleport to", "focus on", "pick up", "put down", "move", "look around", "wait1")
 ROOMS = ("art studio", "bathroom", "bedroom", "foundry", "greenhouse", "hallway", "kitchen", "living room", "outside", "workshop")
 
@@ -90,7 +90,7 @@ def relevant(
         if ok: keep.append(action)
     return tuple(sorted(keep))
 
-# %% ../nbs/18_scienceworld.ipynb #a23c798f
+# %% ../nbs/18_scienceworld.ipynb #4aae00ce
 class EngineDied(Exception):
     "The engine's process is gone."
 
@@ -135,7 +135,7 @@ class Replayer:
         if len(self.lists) > self.memory: self.lists.clear()
         return page
 
-# %% ../nbs/18_scienceworld.ipynb #cecb425b
+# %% ../nbs/18_scienceworld.ipynb #bec5626e
 def unavailable() -> str | None:  # None where ScienceWorld can run
     "What is missing on this machine, and how to get it."
     if importlib.util.find_spec("scienceworld") is None:
@@ -144,7 +144,7 @@ def unavailable() -> str | None:  # None where ScienceWorld can run
         return "ScienceWorld needs a Java runtime, and there is no `java` on the PATH: apt-get install openjdk-17-jre-headless"
     return None
 
-# %% ../nbs/18_scienceworld.ipynb #2b53dd61
+# %% ../nbs/18_scienceworld.ipynb #f9f0a21b
 JAVA = ("-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
 
 class ScienceEngine:
@@ -214,7 +214,7 @@ class ScienceEngine:
         self.process.stdin.close(); self.process.kill(); self.process.wait()
         self.process = self.jvm = None
 
-# %% ../nbs/18_scienceworld.ipynb #dcbb926a
+# %% ../nbs/18_scienceworld.ipynb #deba97d5
 class ScienceGame:
     "One live game; use through ScienceEngine.open."
     def __init__(self, engine: ScienceEngine, name: str, variation: int, gold: bool = False):
@@ -247,7 +247,7 @@ def engine_variations(engine: ScienceEngine, name: str) -> int:
     if name not in engine.variations: engine.variations[name] = engine.jvm.scienceworld.runtime.pythonapi.PythonInterface().getTaskMaxVariations(name)
     return engine.variations[name]
 
-# %% ../nbs/18_scienceworld.ipynb #6453208e
+# %% ../nbs/18_scienceworld.ipynb #282d51a6
 _ROOM = re.compile(r"This (?:room|outside location|location) is called the ([a-z ]+)\.|In the ([a-z ]+) you see")
 
 def room_of(
@@ -280,7 +280,7 @@ def message_of(obs: str) -> str:
     head = re.split(r"This (?:room|outside location|location) is called", obs)[0].strip()
     return "" if head.startswith("In your inventory") else head
 
-# %% ../nbs/18_scienceworld.ipynb #36c79319
+# %% ../nbs/18_scienceworld.ipynb #22e8b590
 LIFESPANS = {"giant tortoise": 150, "tortoise": 150, "parrot": 80, "elephant": 70, "crocodile": 65, "brown bear": 30, "bear": 30, "toad": 11, "beaver": 10, "wolf": 8, "chipmunk": 7,
              "rabbit": 9, "hedgehog": 4, "chameleon": 3, "mouse": 1, "dragonfly": .4, "ant": .3}
 _ANIMALS = set("turtle moth butterfly frog dove jay bee egg tadpole caterpillar".split()) | {w for n in LIFESPANS for w in n.split()[-1:]}
@@ -303,7 +303,7 @@ def focus_rank(
     mine = lifespan(thing)
     return float(mine is not None and mine == (max if longest else min)(years, default=None))
 
-# %% ../nbs/18_scienceworld.ipynb #fc8b1fa4
+# %% ../nbs/18_scienceworld.ipynb #6650ed8e
 class ScienceWorldDomain(Domain):
     "Rooms, verbs and features of ScienceWorld."
     name = "scienceworld"
@@ -365,7 +365,7 @@ class ScienceWorldDomain(Domain):
         w = set(words(thing)); animal, plant = bool(w & _ANIMALS), bool(w & _PLANTS)
         return float(animal and not plant or (animal and "egg" in w) if kind[4] else plant if kind[5] else animal or plant)
 
-# %% ../nbs/18_scienceworld.ipynb #5a326b37
+# %% ../nbs/18_scienceworld.ipynb #99ec72c6
 class ScienceWorldSimulator:
     "ScienceWorld behind the one protocol: `engines` Java processes, pages by replay."
     def __init__(
@@ -421,7 +421,7 @@ class ScienceWorldSimulator:
         self.pool.shutdown(wait=False)
         for p in self.players: p.engine.close()
 
-# %% ../nbs/18_scienceworld.ipynb #5aafe43b
+# %% ../nbs/18_scienceworld.ipynb #c6c2d6fa
 @dataclass(frozen=True)
 class Goal:
     "What a gold sequence is about: (room, thing) to focus on in turn, what to carry, and (room, box) to put it in."
@@ -443,7 +443,7 @@ def goal_of(
         elif verb == "move": box = (room, rest.rpartition(" to ")[2])
     return Goal(tuple(focus), carry, box)
 
-# %% ../nbs/18_scienceworld.ipynb #83117b79
+# %% ../nbs/18_scienceworld.ipynb #8b3d9320
 class ScienceWorldExpert:
     "A policy that knows each task's goal and can act on any page."
     name = "expert"
