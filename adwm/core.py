@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'root', 'shared_data', 'key_int', 'key_rng', 'atomic_write', 'from_dict', 'stage_key', 'source_hash',
-           'cached', 'progress']
+           'cached', 'is_cached', 'progress']
 
 # %% ../nbs/00_core.ipynb #21c06eea
 import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, types, typing
@@ -124,6 +124,7 @@ def cached(
     "Return the stage's folder, computing it where no finished one has this key; an interrupted stage finds its partial folder again."
     done = Path(folder) / f"{name}-{stage_key(key)}"
     if (done / "key.json").is_file(): return done
+    if cached.only_look: raise LookupError(f"stage '{name}' has not been computed")
     part = done.with_name(done.name + ".part")
     try:
         part.mkdir(parents=True, exist_ok=True)
@@ -134,6 +135,17 @@ def cached(
     except OSError as err:
         raise UserError(f"stage '{name}' could not be written to {part}: {err.strerror or err}; finished stages are kept") from err
     return done
+
+cached.only_look = False
+
+def is_cached(
+    stage,  # callable that ends in `cached`
+) -> bool:
+    "Whether a stage has been computed: call it, but compute nothing."
+    cached.only_look = True
+    try: stage(); return True
+    except LookupError: return False
+    finally: cached.only_look = False
 
 # %% ../nbs/00_core.ipynb #c6599b0d
 def progress(

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import UserError, atomic_write, cached, from_dict, key_rng, root, source_hash, stage_key
+from .core import UserError, atomic_write, cached, from_dict, is_cached, key_rng, root, source_hash, stage_key
 from .envs import Domain
 from .episodes import Episode, Task, describe, read_episodes, split_by_task, write_episodes
 from .policies import ReferencePolicy
@@ -440,7 +440,9 @@ def evaluate(
 ) -> "Evaluation":
     "Run every stage of a cell, or find it in the cache."
     config_json, clock, n = freeze(config), Stopwatch(), range(len(config.estimators))
-    jobs = lambda function, arguments, label: run_jobs([(f"adwm.evaluation.{function}", (config_json, *a)) for a in dict.fromkeys(arguments)], config.workers, label)
+    def jobs(function, arguments, label):
+        todo = [a for a in dict.fromkeys(arguments) if not is_cached(lambda: globals()[function](config_json, *a))]
+        if todo: run_jobs([(f"adwm.evaluation.{function}", (config_json, *a)) for a in todo], config.workers, label)
     data = clock("data", lambda: load_data(config_json))
     used = [p.fit for p in config.estimators if p.fit]
     held = [(p.fit, 0) for p in config.estimators if p.readout == "head"] + [(check_fit(config), check_fold(config, fresh)) for fresh in (False, True)]
@@ -525,10 +527,10 @@ class Checked(Results):
 
     def gate_table(self) -> pd.DataFrame:
         "Every readout's held-out test: R^2 and AUC with 90 % bounds, and the verdict."
-        said = {f"{p.setting}/{p.name}": self.gates[i] for i, p in enumerate(self.config.estimators) if p.readout != "logged"}
         bounds = lambda x: f"{x[0]:.2f} [{x[1]:.2f}, {x[2]:.2f}]"
-        return pd.DataFrame([dict(estimator=name, readout=self.config.estimators[i].readout, R2=bounds(g["r2"]), AUC=bounds(g["auc"]), ends=g["n"], tasks=g["tasks"],
-                                  passed=g["passed"], reasons="; ".join(g["reasons"])) for i, (name, g) in enumerate(said.items())]).set_index("estimator")
+        lines = [dict(estimator=f"{p.setting}/{p.name}", readout=p.readout, R2=bounds(g["r2"]), AUC=bounds(g["auc"]), ends=g["n"], tasks=g["tasks"], passed=g["passed"], reasons="; ".join(g["reasons"]))
+                 for p, g in ((p, self.gates[i]) for i, p in enumerate(self.config.estimators)) if p.readout != "logged"]
+        return pd.DataFrame(lines).set_index("estimator")
 
     def readout_bias(self, number: int = 0) -> pd.DataFrame:
         "Bias of a readout by range of the logged reward, on held-out tasks: shrinkage shows here, not in AUC."
@@ -605,10 +607,21 @@ class Evaluation(Compared):
         from adwm.plots import loss_curves
         return loss_curves(Fitted.load(fit_stage(freeze(self.config), name)).curves)
 
+    def work(self) -> dict:
+        "Seconds that the stages' jobs took when they were computed, added up over processes."
+        c, text = self.config, freeze(self.config)
+        used = [p.fit for p in c.estimators if p.fit]
+        held = [(p.fit, 0) for p in c.estimators if p.readout == "head"] + [(check_fit(c), check_fold(c, fresh)) for fresh in (False, True)]
+        folders = {"world models": {fit_stage(text, f, k) for f, k in [(f, -1) for f in used] + held},
+                   "adapters": {adapter_stage(text, p.adapter, p.fit, a) for p in c.estimators if p.adapter for a in self.data.targets},
+                   "imagination": {imagine_stage(text, i, a) for i, p in enumerate(c.estimators) for a in [*self.data.targets, ReferencePolicy.name] if p.split == "pool" or a in self.data.targets},
+                   "self-checks": {check_stage(text, fresh) for fresh in (False, True)}}
+        return {k: sum(float((f / "seconds.txt").read_text()) for f in v) for k, v in folders.items()}
+
     def timings(self) -> pd.DataFrame:
-        "Seconds of each stage in this run; a stage found in the cache takes none."
-        out = pd.DataFrame({"seconds": self.seconds}).rename_axis("stage")
-        out.loc["total"] = out["seconds"].sum()
+        "Seconds of each stage: on the wall in this run (a stage found in the cache takes none), and of all processes when it was computed."
+        out = pd.DataFrame({"this run": self.seconds, "computing, all processes": self.work()}).reindex(self.seconds).rename_axis("stage")
+        out.loc["total"] = out.sum()
         return out.round(1)
 
     def transcript(self, agent: str, setting: str = "ours", estimator: str = "ADWM", k: int | None = None) -> str:
