@@ -8,6 +8,7 @@ __all__ = ['UserError', 'root', 'shared_data', 'key_int', 'key_rng', 'atomic_wri
 
 # %% ../nbs/00_core.ipynb #21c06eea
 import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, types, typing
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,7 @@ def stage_key(
     "A short hash of a JSON-able key."
     return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
+@lru_cache(maxsize=None)
 def source_hash(
     *modules: str,  # module names of this package, e.g. "world_model"
 ) -> str:           # 12 hexadecimal digits
