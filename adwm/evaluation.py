@@ -553,9 +553,10 @@ class Compared(Checked):
         return out[["value", "lower", "upper", "truth", "truth_se", "error", "status"]].sort_index()
 
     def summary(self, metric: str = "reward", fresh: bool = False) -> pd.DataFrame:
-        "One line per setting and estimator, the know-nothing floors among them."
+        "One line per setting and estimator, the know-nothing floors among them; empty where nothing was estimated."
         from adwm.metrics import summary_table
-        return summary_table(self.together(fresh), metric=metric, pool_mean=self.pool_value(metric), level=self.config.level)
+        rows = self.together(fresh)
+        return pd.DataFrame() if rows.empty else summary_table(rows, metric=metric, pool_mean=self.pool_value(metric), level=self.config.level)
 
     def floor(self, fresh: bool = False) -> dict:
         "What a perfect simulator with the same counts would score."
