@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIT_CODE', 'IMAGINE_CODE', 'STAGES', 'Data', 'read_tasks', 'check_pool', 'load_data', 'freeze', 'thaw',
-           'cache_folder', 'assets_folder', 'spec_of', 'remake_data', 'remake_command', 'Plain', 'domain_of', 'logs',
-           'index_of', 'readout_of', 'as_success', 'agent_of', 'fit_stage', 'env_code', 'adapter_stage', 'soft_reading',
+           'cache_folder', 'assets_folder', 'remake_data', 'remake_command', 'Plain', 'domain_of', 'logs', 'index_of',
+           'readout_of', 'as_success', 'agent_of', 'fit_stage', 'env_code', 'adapter_stage', 'soft_reading',
            'simulator_of', 'starts', 'imagine_key', 'imagine_stage', 'brief', 'imagined', 'read_success',
            'estimate_rows', 'read_truth_frame', 'compare', 'gate_stage', 'HeadOf', 'read_gate', 'status_of',
            'check_fold', 'check_stage', 'plan', 'evaluate', 'Stopwatch', 'check_fit', 'Results', 'Checked', 'Compared',
@@ -25,7 +25,7 @@ from .envs import Domain
 from .episodes import Episode, Task, describe, read_episodes, split_by_task, write_episodes
 from .policies import ReferencePolicy
 from .rollouts import make_rows, rollout
-from .runs import EstimatorPart, RunConfig, environment, run_jobs
+from .runs import EstimatorPart, RunConfig, environment, run_jobs, spec_of
 
 # %% ../nbs/52_evaluation.ipynb #8939daf7
 @dataclass(frozen=True)
@@ -67,13 +67,14 @@ def load_data(
     config = thaw(config_json)
     folder = assets_folder(config)
     manifest = check_manifest(folder)
-    pool = read_episodes(folder / "pool.jsonl.gz", config.env)
+    logged = (*config.collect.behaviors, ReferencePolicy.name)
+    pool = [e for e in read_episodes(folder / "pool.jsonl.gz", config.env) if e.policy in logged]   # cells that share a folder differ in who logged
     check_pool(config, pool)
     path = lambda name: folder / "agents" / name
-    digest = lambda start: stage_key({k: v["sha256"] for k, v in manifest["files"].items() if k.startswith(start)})
+    digest = lambda start: stage_key({k: v["sha256"] for k, v in manifest["files"].items() if k.startswith(start) and not k.endswith("timing.json")})
     names = [*config.collect.targets, *config.collect.behaviors]
     return Data(folder, pool, read_tasks(folder / "fresh.jsonl"), {n: path(n) for n in config.collect.targets}, {n: path(n) for n in config.collect.behaviors},
-                digest(("pool", "fresh")), {n: digest(f"agents/{n}/") for n in names})
+                stage_key(dict(files=digest(("pool", "fresh")), logged=logged)), {n: digest(f"agents/{n}/") for n in names})
 
 # %% ../nbs/52_evaluation.ipynb #d3489613
 def freeze(config: RunConfig) -> str:
@@ -90,29 +91,20 @@ def cache_folder(config: RunConfig) -> Path:
 
 def assets_folder(config: RunConfig) -> Path:
     "Where agents, pool and truth are: checked in, or remade in the cache."
-    if config.source == "repository": return root() / "assets" / config.cell
+    if config.source == "repository": return root() / "assets" / (config.assets or config.cell)
     return remake_data(config)
-
-def spec_of(config: RunConfig):
-    "The cell as collection knows it: agents, pool and truth."
-    from adwm.collection import CellSpec
-    from adwm.training import Recipe
-    part = config.collect
-    recipes = tuple(from_dict(Recipe, r, f"collect.recipes[{i}]") for i, r in enumerate(part.recipes))
-    return CellSpec(config.cell, recipes, part.behaviors, part.targets, part.shop_seed, part.training_shops, part.training_goals, part.vocabulary, part.pool_tasks, part.fresh_tasks,
-                    config.horizon, part.pool_seed, part.truth_seed, part.epsilons, part.replicates, part.fresh_epsilons, part.fresh_replicates, config.env)
 
 def remake_data(config: RunConfig) -> Path:
     "Make agents, pool and truth of a cell from nothing into the cache; interrupted, it resumes."
     from adwm.collection import make_assets
     key = dict(collect=dataclasses.asdict(config.collect), horizon=config.horizon,
-               code=source_hash("episodes", "envs", "policies", "rollouts", "agents", "training", "collection", *env_code(config)))
+               code=source_hash("episodes", "envs", "policies", "rollouts", "agents", "training", "preference", "recipes", "collection", *env_code(config)))
     def make(folder):
         start = time.perf_counter()
         make_assets(spec_of(config), folder / "assets", folder / "work", remake_command(config), config.workers)
         shutil.rmtree(folder / "work", ignore_errors=True)
         atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
-    return cached(cache_folder(config), "data", key, make) / "assets"
+    return cached(root() / config.cache / (config.assets or config.cell), "data", key, make) / "assets"
 
 def remake_command(config: RunConfig) -> str:
     "What a reader types to make agents, pool and truth again."
@@ -164,12 +156,12 @@ def as_success(episode: Episode) -> Episode:
 @lru_cache(maxsize=4)
 def agent_of(config_json: str, name: str):
     "A target or behavior agent, or the reference policy."
-    from adwm.agents import LMAgent
+    from adwm.collection import load_agent
     config, data = thaw(config_json), load_data(config_json)
     if name == ReferencePolicy.name: return ReferencePolicy(domain_of(config.env))
     path = (data.targets | data.behaviors).get(name)
     if path is None: raise UserError(f"there is no agent '{name}' in {data.folder}; the valid ones are {', '.join([*data.targets, *data.behaviors])}")
-    return LMAgent.from_pretrained(path, domain_of(config.env), config.collect.temperature, name=name)
+    return load_agent(path, domain_of(config.env), config.collect.temperature, name)
 
 # %% ../nbs/52_evaluation.ipynb #640e0c9f
 FIT_CODE = ("episodes", "envs", "schedule", "guidance", "world_model", "fitting")
@@ -435,7 +427,7 @@ def check_stage(
     return cached(cache_folder(config), "checks-tasks" if fresh else "checks-agent", key, make)
 
 # %% ../nbs/52_evaluation.ipynb #8ac5ae43
-STAGES = {"world models": "fit_stage", "readout gates": "gate_stage", "adapters": "adapter_stage", "imagination": "imagine_stage", "self-checks": "check_stage"}
+STAGES = {"world models": fit_stage, "readout gates": gate_stage, "adapters": adapter_stage, "imagination": imagine_stage, "self-checks": check_stage}
 
 def plan(
     config: RunConfig,
@@ -456,8 +448,8 @@ def evaluate(
     "Run every stage of a cell, or find it in the cache."
     config_json, clock = freeze(config), Stopwatch()
     def run(stage, jobs):
-        todo = [a for a in jobs if not is_cached(lambda: globals()[STAGES[stage]](config_json, *a))]
-        if todo: run_jobs([(f"adwm.evaluation.{STAGES[stage]}", (config_json, *a)) for a in todo], config.workers, stage)
+        todo = [a for a in jobs if not is_cached(lambda: STAGES[stage](config_json, *a))]
+        if todo: run_jobs([(f"adwm.evaluation.{STAGES[stage].__name__}", (config_json, *a)) for a in todo], config.workers, stage)
     data = clock("data", lambda: load_data(config_json))
     for stage, jobs in plan(config).items(): clock(stage, lambda: run(stage, jobs))
     return clock("rows", lambda: Evaluation(config, data, clock.seconds))
@@ -508,7 +500,7 @@ class Checked(Results):
         "What is in use: data, tasks, agents."
         c, d = self.config, self.data
         said = {"cell": c.cell, "environment": c.env, "profile": c.profile, "agents, pool and truth": f"{c.source} ({d.folder.name}, {d.digest})",
-                "world": f"generated catalogue, seed {c.collect.shop_seed}", "logged": f"{len(d.pool)} trajectories of {len(d.tasks)} tasks",
+                "world seed": c.collect.world_seed, "logged": f"{len(d.pool)} trajectories of {len(d.tasks)} tasks",
                 "fresh tasks": len(d.fresh), "targets": ", ".join(d.targets), "behaviors": ", ".join(d.behaviors), "horizon": c.horizon,
                 "temperature": c.collect.temperature, "imagination seeds": ", ".join(map(str, c.imagine.seeds)), "truth seed": c.collect.truth_seed}
         return pd.DataFrame({"value": said}).rename_axis("what")
@@ -616,7 +608,7 @@ class Evaluation(Compared):
         "Seconds that the stages' jobs took when they were computed, added up over processes."
         text, seconds = freeze(self.config), {}
         for stage, jobs in plan(self.config).items():
-            files = [globals()[STAGES[stage]](text, *a) / "seconds.txt" for a in jobs]
+            files = [STAGES[stage](text, *a) / "seconds.txt" for a in jobs]
             if all(f.is_file() for f in files): seconds[stage] = sum(float(f.read_text()) for f in files)
         return seconds
 

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'train_tokenizer', 'Recipe', 'build_model', 'save_checkpoint', 'Lesson', 'Example', 'encode', 'demonstrate',
-           'correct', 'batches', 'loss_of', 'train', 'World', 'texts_of', 'lessons_for', 'make_agent', 'chains',
-           'make_agents']
+           'correct', 'texts_of', 'batches', 'loss_of', 'train']
 
 # %% ../nbs/21_training.ipynb #62068d93
 import json, math, os, time
@@ -46,8 +45,8 @@ def train_tokenizer(
 class Recipe:
     "How one agent comes to be."
     name: str
-    kind: str = "demos"        # "demos": from scratch on demonstrations; "leap": the parent, corrected on its own states
-    parent: str = ""           # for "leap"
+    kind: str = "demos"        # "demos": from scratch on demonstrations; all others continue a parent: "more" on further demonstrations, "leap" on corrections of its own states
+    parent: str = ""           # whom it continues
     seed: int = 0              # weights, demonstrations, order
     width: int = 128           # hidden size
     layers: int = 3
@@ -63,6 +62,7 @@ class Recipe:
     batch_tokens: int = 3072   # tokens per update, phase two
     rate: float = 3e-3         # peak learning rate, decayed to zero in each phase
     aggregate: float = 0.5     # "leap": share of demonstrations among the training episodes
+    horizon: int = 12          # step cap of those episodes
 
 # %% ../nbs/21_training.ipynb #431c7e42
 def build_model(
@@ -190,6 +190,18 @@ def correct(
     return out
 
 # %% ../nbs/21_training.ipynb #61a77f39
+def texts_of(
+    lessons: list[Lesson],
+    domain,
+) -> list[str]:  # instructions, pages and actions as the agents read them
+    "What a vocabulary is made from."
+    out = []
+    for lesson in lessons:
+        out.append(words_of_task(domain, lesson.episode.task))
+        for t in lesson.episode.turns: out += [domain.render(t.obs), domain.say(t.action, t.obs)]
+    return out
+
+# %% ../nbs/21_training.ipynb #2e3aa8c4
 def batches(
     examples: list[Example],
     tokens: int,              # training tokens in all
@@ -226,7 +238,7 @@ def loss_of(
     each = F.cross_entropy(model.lm_head(hidden[pick]), ids[:, 1:][pick], reduction="none")
     return each.sum() / target.sum().clamp(min=1), float(each.detach()[target[pick]].mean())
 
-# %% ../nbs/21_training.ipynb #d1c7f24d
+# %% ../nbs/21_training.ipynb #81db6f5a
 def train(
     model,
     examples: list[Example],
@@ -253,111 +265,3 @@ def train(
         if seen >= tokens * (len(curve) + 1) / 50: curve.append((seen, float(np.mean(recent)))); recent = []
     model.eval()
     return curve
-
-# %% ../nbs/21_training.ipynb #81db6f5a
-@dataclass(frozen=True)
-class World:
-    "A simulator, its tasks, and a teacher that knows their goals."
-    simulator: object
-    tasks: list
-    teacher: object            # function from a state to the expert's action
-    corrector: object = None   # the teacher for corrections, where it differs
-
-def texts_of(
-    lessons: list[Lesson],
-    domain,
-) -> list[str]:  # instructions, pages and actions as the agents read them
-    "What a vocabulary is made from."
-    out = []
-    for lesson in lessons:
-        out.append(words_of_task(domain, lesson.episode.task))
-        for t in lesson.episode.turns: out += [domain.render(t.obs), domain.say(t.action, t.obs)]
-    return out
-
-def lessons_for(
-    recipe: Recipe,
-    worlds: list[World],
-    parent: LMAgent | None,   # who is corrected, for "leap"
-    horizon: int = 12,
-) -> list[Lesson]:
-    "The training episodes of a recipe: demonstrations, or the parent's corrected episodes aggregated with demonstrations."
-    out, n = [], -(-recipe.episodes // len(worlds))
-    for k, w in enumerate(worlds):
-        seed = key_int(recipe.seed, recipe.name, k) % 2**31
-        tasks = [w.tasks[i % len(w.tasks)] for i in key_rng(seed, "tasks").permutation(max(n, len(w.tasks)))[:n]]
-        old = n if parent is None else int(n * recipe.aggregate)
-        teacher = w.teacher if parent is None else w.corrector or w.teacher
-        out += demonstrate(w.simulator, tasks[:old], teacher, seed, horizon, recipe.noisy, recipe.noise)
-        if parent is not None: out += correct(w.simulator, tasks[old:], teacher, parent, seed, horizon)
-    return out
-
-# %% ../nbs/21_training.ipynb #a96dd2db
-def make_agent(
-    recipe: Recipe,
-    worlds: list[World],    # where it is trained
-    folder: str | Path,     # checkpoints of this series, one folder each
-    tokenizer=None,         # shared vocabulary; read from the parent for "leap"
-) -> Path:                  # the checkpoint
-    "Follow a recipe; a checkpoint that exists is kept. Raises UserError where a parent is missing."
-    torch.set_num_threads(1)
-    path, domain = Path(folder) / recipe.name, worlds[0].simulator.domain
-    if (path / "recipe.json").is_file(): return path
-    parent, clock = None, time.process_time()
-    if recipe.kind == "leap":
-        if not (Path(folder) / recipe.parent / "recipe.json").is_file():
-            raise UserError(f"recipe '{recipe.name}' continues '{recipe.parent}', which is not in {folder}; make it first")
-        parent = LMAgent.from_pretrained(Path(folder) / recipe.parent, domain)
-        model, tokenizer = load_checkpoint(Path(folder) / recipe.parent)
-    lessons = lessons_for(recipe, worlds, parent)
-    if parent is None: model = build_model(recipe, tokenizer)
-    vocab, curves = Vocabulary(tokenizer), {}
-    for phase, tokens, batch in (("elided", recipe.elided_tokens, recipe.elided_batch), ("whole", recipe.tokens, recipe.batch_tokens)):
-        if not tokens: continue
-        examples = [encode(l, vocab, domain, phase == "elided") for l in lessons]
-        curves[phase] = train(model, examples, tokens, key_int(recipe.seed, recipe.name, phase) % 2**31, recipe.rate, batch, label=f"{recipe.name} {phase}")
-    save_checkpoint(model, tokenizer, path)
-    record = dict(recipe=asdict(recipe), curves=curves, cpu_seconds=round(time.process_time() - clock, 1),
-                  agreement=float(np.mean([k for l in lessons for k in l.keep])))
-    atomic_write(path / "recipe.json", json.dumps(record, indent=1))
-    return path
-
-# %% ../nbs/21_training.ipynb #4ffcc8c9
-def chains(
-    recipes: list[Recipe],
-) -> list[list[Recipe]]:  # each begins with a recipe from scratch
-    "Recipes that depend on one another, in order; raises UserError for an unknown parent or a repeated name."
-    names = [r.name for r in recipes]
-    if len(set(names)) < len(names): raise UserError(f"recipe names must differ; {max(names, key=names.count)} stands twice")
-    out = {}
-    for r in recipes:
-        root = r
-        while root.kind == "leap":
-            if root.parent not in names[:names.index(root.name)]: raise UserError(f"recipe '{root.name}' continues '{root.parent}', which does not stand before it")
-            root = recipes[names.index(root.parent)]
-        out.setdefault(root.name, []).append(r)
-    return list(out.values())
-
-def _run_chain(chain, make_worlds, folder, tokenizer):
-    worlds = make_worlds()
-    return [str(make_agent(r, worlds, folder, tokenizer)) for r in chain]
-
-def make_agents(
-    recipes: list[Recipe],
-    make_worlds,              # picklable function without arguments that returns a list of World
-    folder: str | Path,
-    vocabulary: int = 1200,   # size of the shared vocabulary
-    processes: int = 2,
-) -> list[Path]:
-    "Train a series of agents with one vocabulary; finished ones are kept."
-    todo = chains(recipes)
-    if all((Path(folder) / r.name / "recipe.json").is_file() for r in recipes): return [Path(folder) / r.name for r in recipes]
-    world = make_worlds()[0]
-    sample = demonstrate(world.simulator, world.tasks[:600], world.teacher, 0)
-    tokenizer = train_tokenizer(texts_of(sample, world.simulator.domain), vocabulary)
-    if processes == 1: done = [_run_chain(c, make_worlds, folder, tokenizer) for c in todo]
-    else:
-        from concurrent.futures import ProcessPoolExecutor
-        import multiprocessing
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            done = list(pool.map(_run_chain, todo, [make_worlds] * len(todo), [folder] * len(todo), [tokenizer] * len(todo)))
-    return [Path(folder) / r.name for r in recipes]

@@ -9,7 +9,7 @@ __all__ = ['COLOR_ORDER', 'SEP', 'GROUP_NAMES', 'Product', 'read_product', 'docu
            'click_item', 'rich_text', 'build_shop', 'generated_shop', 'read_shop', 'sample_goals', 'Page', 'read_page',
            'short', 'dollars', 'instruction_words', 'WebShopWords', 'WebShopActions', 'WebShopDomain',
            'clicked_options', 'read_request', 'WebShopSimulator', 'expert_queries', 'expert_query', 'expert', 'domain',
-           'world']
+           'world', 'settling_expert', 'training_worlds', 'cell_tasks']
 
 # %% ../nbs/12_webshop.ipynb #4762c395
 import json
@@ -24,7 +24,7 @@ import numpy as np
 
 from .catalogue import ADJECTIVES, COLORS, GROUPS, generate_catalogue
 from .core import UserError, key_rng
-from .envs import Domain, Outcome, Reference, State, advance, overlap, words
+from .envs import Domain, Outcome, Reference, State, World, advance, overlap, words
 from .episodes import TERMINAL, Task, Turn
 
 # %% ../nbs/12_webshop.ipynb #70636f00
@@ -952,3 +952,49 @@ def world(
 
     def teacher(state: State) -> str: return expert(shop, simulator.goals[state.task.id], state)
     return simulator, simulator.tasks(), teacher
+
+# %% ../nbs/12_webshop.ipynb #6b0db81f
+def settling_expert(
+    shop: Shop,
+    goal: Goal,
+    state: State,          # a state of the real environment
+    enough: float = 0.8,   # reward for which the open product is accepted
+    late: int = 7,         # turns after which any product is
+) -> str:                  # action
+    "The expert, content with a product that is good enough (LEAP's realisable teacher)."
+    v = state.extra
+    if v.kind != "item" or v.asin == goal.asin: return expert(shop, goal, state)
+    chosen, clickable = dict(v.options), shop.clickables(v)
+    groups = dict(shop.by_asin[v.asin].options)
+    missing = [x for g, x in goal.options if x in clickable and x not in chosen.values()]
+    best = {**chosen, **{next(g for g, xs in groups.items() if x in xs): x for x in missing}}
+    worth, _ = reward(shop.by_asin[v.asin], goal, shop.prices[v.asin], best, shop.nouns)
+    if worth < enough and len(v.opened) < 2 and len(state.turns) < late: return expert(shop, goal, state)
+    return f"click[{missing[0]}]" if missing else "click[buy now]"
+
+# %% ../nbs/12_webshop.ipynb #765e863a
+def training_worlds(
+    seed: int,            # of the cell's shop; training uses other catalogues
+    shops: int = 8,       # how many
+    goals: int = 1000,    # goals of each
+) -> list[World]:
+    "The catalogues in which a cell's agents are trained, with the teacher that knows the goals."
+    out = []
+    for k in range(shops):
+        shop = generated_shop(1000 * (seed + 1) + k)
+        chosen = sample_goals(shop, goals, "all", 0)
+        simulator, by = WebShopSimulator(shop, chosen), {g.id: g for g in chosen}
+        out.append(World(simulator, simulator.tasks(), lambda s, shop=shop, by=by: expert(shop, by[s.task.id], s),
+                         lambda s, shop=shop, by=by: settling_expert(shop, by[s.task.id], s)))
+    return out
+
+def cell_tasks(
+    seed: int,            # of the cell's shop
+    pool: int,            # tasks of the pool
+    fresh: int,           # tasks that the pool never sees
+    **world,              # what training_worlds takes; nothing of it matters here
+) -> tuple[WebShopSimulator, dict]:   # the real environment, {"pool": tasks, "fresh": tasks}
+    "The cell's shop and its two sets of tasks."
+    simulator = WebShopSimulator(shop := generated_shop(seed), sample_goals(shop, pool + fresh, "eval", 0))
+    tasks = simulator.tasks()
+    return simulator, dict(pool=tasks[:pool], fresh=tasks[pool:])

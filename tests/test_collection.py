@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from adwm.collection import (CellSpec, cell_tasks, check_manifest, collect_pool, collect_truth, digest, load_agents, pool_plan, read_truth, replay, reroll,
-                             training_worlds, truth_row, write_manifest, write_truth)
+from adwm.collection import (CellSpec, Collect, cell_tasks, check_manifest, collect_pool, collect_truth, digest, load_agents, pool_plan, read_truth, replay, reroll,
+                             truth_row, write_manifest, write_truth)
 from adwm.core import UserError, root
 from adwm.episodes import TERMINAL, read_episodes, write_episodes
 from adwm.policies import ReferencePolicy, ScriptedPolicy, policy_log_probs
 from adwm.training import Recipe
-from adwm.webshop import WebShopSimulator, expert, generated_shop, sample_goals
+from adwm.webshop import WebShopSimulator, expert, generated_shop, sample_goals, training_worlds
 
 torch.set_num_threads(1)
 CELLS = sorted((root() / "assets").glob("*/manifest.json"))
@@ -103,14 +103,14 @@ def test_a_manifest_notices_a_changed_file(tmp_path):
 
 
 def test_targets_never_log():
-    with pytest.raises(UserError, match="cannot log the pool"): CellSpec("x", (Recipe("a"),), ("a",), ("a",))
-    with pytest.raises(UserError, match="no recipe"): CellSpec("x", (Recipe("a"),), ("a",), ("b",))
+    with pytest.raises(UserError, match="cannot log the pool"): CellSpec("x", "webshop", "adwm.webshop", 12, Collect((Recipe("a"),), ("a",), ("a",)))
+    with pytest.raises(UserError, match="no recipe"): CellSpec("x", "webshop", "adwm.webshop", 12, Collect((Recipe("a"),), ("a",), ("b",)))
 
 
 def test_training_products_appear_nowhere_else():
-    spec = CellSpec("x", (Recipe("a"),), ("a",), (), training_shops=2, training_goals=30)
+    spec = CellSpec("x", "webshop", "adwm.webshop", 12, Collect((Recipe("a"),), ("a",), ()))
     cell = {p.title for p in cell_tasks(spec)[0].shop.products}
-    for w in training_worlds(spec.shop_seed, 2, 30): assert len(cell & {p.title for p in w.simulator.shop.products}) <= 1
+    for w in training_worlds(spec.collect.world_seed, 2, 30): assert len(cell & {p.title for p in w.simulator.shop.products}) <= 1
 
 
 def cell_of(path):
@@ -122,9 +122,9 @@ def cell_of(path):
 @pytest.mark.parametrize("manifest", CELLS, ids=[c.parent.name for c in CELLS])
 def test_committed_cell_is_whole_and_replays(manifest):
     check_manifest(manifest.parent); spec = cell_of(manifest)
-    simulator, tasks = cell_tasks(spec); pool = read_episodes(manifest.parent / "pool.jsonl.gz", "webshop")
+    simulator, tasks = cell_tasks(spec); pool = read_episodes(manifest.parent / "pool.jsonl.gz", spec.env)
     assert {e.task.id for e in pool} == {t.id for t in tasks["pool"]} and replay(simulator, pool) == []
-    assert not {e.policy for e in pool} & set(spec.targets)
+    assert not {e.policy for e in pool} & set(spec.collect.targets)
 
 
 @needs_assets
@@ -133,7 +133,7 @@ def test_committed_agents_act_again_as_logged(manifest):
     spec, folder = cell_of(manifest), manifest.parent
     simulator, tasks = cell_tasks(spec); place = {t.id: t for ts in tasks.values() for t in ts}
     pool, truth = read_episodes(folder / "pool.jsonl.gz"), read_truth(folder / "truth.csv.gz")
-    policies = {**load_agents(folder, (*spec.pool, *spec.targets), simulator.domain), "reference": ReferencePolicy(simulator.domain)}
+    policies = {**load_agents(folder, (*spec.collect.behaviors, *spec.collect.targets), simulator.domain), "reference": ReferencePolicy(simulator.domain)}
     wanted = [(e.policy, e.task, e.epsilon, e.index, e.seed, digest(e)) for e in pool[::len(pool) // 20][:20]]
     wanted += [(r["policy"], place[r["task_id"]], r["epsilon"], r["replicate"], r["seed"], r["digest"]) for r in truth[::len(truth) // 20][:20]]
     assert len(wanted) == 40 and reroll(simulator, policies, wanted, spec.horizon) == []

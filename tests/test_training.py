@@ -5,7 +5,9 @@ import torch
 
 from adwm.agents import LMAgent, PackedFormat, Vocabulary, words_of_task
 from adwm.core import UserError, from_dict
-from adwm.training import (Recipe, World, batches, build_model, chains, correct, demonstrate, encode, lessons_for, make_agent, make_agents, texts_of, train,
+from adwm.envs import World
+from adwm.recipes import chains, lessons_for, make_agent, make_agents
+from adwm.training import (Recipe, batches, build_model, correct, demonstrate, encode, texts_of, train,
                            train_tokenizer)
 from adwm.rollouts import make_rows, roll_chunk
 from adwm.webshop import WebShopSimulator, expert, generated_shop, sample_goals
@@ -122,6 +124,7 @@ def test_a_series_is_made_resumed_and_refused(tmp_path, world):
     agent = LMAgent.from_pretrained(paths[1], world.simulator.domain)
     assert len(roll_chunk(world.simulator, agent, make_rows(world.tasks[:4]), 0, 4)) == 4
     with pytest.raises(UserError, match="make it first"): make_agent(Recipe("b", kind="leap", parent="none"), [world], tmp_path)
+    with pytest.raises(UserError, match="valid ones are demos"): make_agent(Recipe("b", kind="dream"), [world], tmp_path)
     with pytest.raises(UserError, match="does not stand before it"): chains([Recipe("b", kind="leap", parent="none")])
     with pytest.raises(UserError, match="stands twice"): chains([Recipe("b"), Recipe("b")])
     with pytest.raises(UserError, match="valid ones"): from_dict(Recipe, {"name": "b", "widht": 3})
