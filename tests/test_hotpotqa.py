@@ -8,8 +8,8 @@ import pytest
 
 from adwm.core import UserError, key_rng, shared_data
 from adwm.episodes import TERMINAL, Task
-from adwm.hotpotqa import (START, HotpotDomain, HotpotSimulator, Question, Reading, World, act, domain, exact, expert, f1, generate_world, normalize_answer, normalize_title, phrases,
-                           read_world, world, write_world)
+from adwm.hotpotqa import (START, Encyclopedia, HotpotDomain, HotpotSimulator, Question, Reading, act, cell_tasks, domain, exact, expert, f1, generate_world, normalize_title, plain,
+                           read_world, training_worlds, world, write_world)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_recorded_answers_score_as_recorded():
 
 
 def test_protocol_strings():
-    w = World({"Sel": tuple(f"Sel {i}." for i in range(8)), "Sel (band)": ("A band.",), "Dunra": ("No.",)}, [], "x")
+    w = Encyclopedia({"Sel": tuple(f"Sel {i}." for i in range(8)), "Sel (band)": ("A band.",), "Dunra": ("No.",)}, [], "x")
     r = Reading(Question("q", "?", "no", "bridge", ("Sel",)))
     def do(action):
         nonlocal r
@@ -120,16 +120,59 @@ def test_reference_is_exact_and_from_text(sim):
 
 
 def test_words_go_both_ways(sim):
-    d = sim.domain
+    d, free = sim.domain, HotpotDomain(free=True)
     for task in sim.tasks()[:30]:
         for state, action, _ in walk(sim, task, 3):
             kind, argument = d.template(action, state.obs)
-            assert d.unresolve(kind, argument, state.obs) == action
-            heard = d.hear(d.say(action, state.obs), state.obs)
+            assert d.unresolve(kind, argument, state.obs) == action and d.vocabulary_name(action) == kind in ("search", "finish", "lookup")
+            assert d.hear(d.say(action, state.obs), state.obs, state.choices) == action and not d.free_search(state.obs)
+            assert len(set(d.menu(state.obs, state.choices))) == len(state.choices), "every action has its own words"
+            heard = free.hear(free.say(action, state.obs), state.obs)
             a, b = act(sim.world, state.extra, action), act(sim.world, state.extra, heard)
-            assert kind in ("search", "finish", "lookup") and (a[0].title == b[0].title and a[2] == b[2] or "-" in argument)
-            assert d.render(state.obs) == d.render(state.obs).lower() and d.free_search(state.obs) and d.menu(state.obs, state.choices) == ()
-    assert d.hear("do hello", "") == "do hello" and d.page_type("Invalid action: do hello") == "invalid" and d.template("hm", "") == ("other", "hm")
+            assert a[0].title == b[0].title and a[2] == b[2] or "-" in argument
+            assert d.render(state.obs) == d.render(state.obs).lower() and free.free_search(state.obs) and free.menu(state.obs, state.choices) == ()
+    assert free.hear("do hello", "") == "do hello" and d.hear("hello", "") == "hello" and d.page_type("Invalid action: do hello") == "invalid" and d.template("hm", "") == ("other", "hm")
+
+
+def test_what_can_be_said_depends_on_the_question(sim):
+    d, (a, b) = sim.domain, sim.tasks()[:2]
+    state = sim.step(sim.reset([a], [()]), ["Search[nothing of the kind]"], [()])[0].state
+    assert d.choices(a, state.obs, ()) == state.choices and d.choices(a, TERMINAL, ("x",)) == ()
+    assert any(plain(c) in plain(b.text) for c in [x[7:-1] for x in d.choices(b, state.obs, state.choices) if x.startswith("Search[")])
+    assert d.choices(b, state.obs, ()) != state.choices
+
+
+def test_the_expert_does_only_what_a_pupil_can_say():
+    simulator, tasks = cell_tasks(3, 60, 20, questions=300, people=150)
+    for task in tasks["pool"]:
+        state = simulator.reset([task], [()])[0]
+        for _ in range(8):
+            action = expert(simulator.world, simulator.questions[task.id], state)
+            assert action in state.choices
+            out = simulator.step([state], [action], [()])[0]
+            state = out.state
+            if out.terminated: break
+        assert out.reward == 1.
+
+
+def test_cells_and_training_share_nothing():
+    simulator, tasks = cell_tasks(0, 30, 20, questions=200, people=120, worlds=2)
+    again = cell_tasks(0, 30, 20, questions=200, people=120)[1]
+    assert tasks == again and (len(tasks["pool"]), len(tasks["fresh"])) == (30, 20) and not {t.id for t in tasks["pool"]} & {t.id for t in tasks["fresh"]}
+    there = training_worlds(0, worlds=2, training=50, people=120, questions=200)
+    assert [len(w.tasks) for w in there] == [50, 50] and not {t.text for w in there for t in w.tasks} & {t.text for ts in tasks.values() for t in ts}
+    assert there[0].simulator.world.pages != there[1].simulator.world.pages
+    for w in there:
+        state = w.simulator.reset(w.tasks[:1], [()])[0]
+        assert w.teacher(state) in state.choices
+    with pytest.raises(UserError, match="for evaluation"): cell_tasks(0, 90, 20, questions=200)
+
+
+def test_official_questions_can_be_a_cell(tmp_path):
+    path = write_world(generate_world(5, 40, 60), tmp_path / "w.json.gz")
+    simulator, tasks = cell_tasks(0, 10, 10, data=str(path))
+    (there,) = training_worlds(0, data=str(path))
+    assert len(there.tasks) == 20 and not {t.id for t in there.tasks} & {t.id for ts in tasks.values() for t in ts}
 
 
 def test_hidden_names_the_open_page(sim):
@@ -202,7 +245,7 @@ def test_bad_requests(tmp_path):
     with pytest.raises(UserError, match="at least"): generate_world(0, 0)
     with pytest.raises(UserError, match="split"): world("train", 3)
     with pytest.raises(UserError, match="tasks were asked"): world("eval", 99, questions=20)
-    with pytest.raises(UserError, match="no pages"): World({}, [], "nothing")
+    with pytest.raises(UserError, match="no pages"): Encyclopedia({}, [], "nothing")
 
 
 def test_splits_share_no_question():
