@@ -36,7 +36,7 @@ class Memo:
     def __init__(self, domain):
         self.page_type = lru_cache(maxsize=None)(domain.page_type)
         self.template = lru_cache(maxsize=None)(domain.template)
-        self.render = lru_cache(maxsize=None)(domain.render)
+        self.render, self.vocabulary_name = lru_cache(maxsize=None)(domain.render), domain.vocabulary_name
 
     def key(self, action: str, obs: str) -> tuple:
         "What makes two actions the same: kind and argument, or kind and page where there is no argument."

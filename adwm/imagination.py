@@ -176,6 +176,7 @@ class AdwmSimulator:
         page, choices = landed
         if choices is None: choices = () if ended else self.choices(state, page)
         extra = None if self.how.snap else torch.cat([past, z[None]])
+        choices = self.domain.choices(state.task, page, choices)
         return Outcome(advance(state, action, reward, page, choices, None if ended else soft, extra), float(reward), bool(ended), info)
 
     def choices(self, state, page):

@@ -528,7 +528,7 @@ class NearestNeighbour:
         (obs, choices), move, m, info = page, found[0], self.index.moves, {"score": found[1]}
         if move >= 0:
             info |= {"relation": str(m.relation[move]), "source": (int(m.episode[move]), int(m.turn[move]))}
-        return Outcome(advance(state, action, reward, obs, choices), float(reward), obs == TERMINAL, info)
+        return Outcome(advance(state, action, reward, obs, self.domain.choices(state.task, obs, choices)), float(reward), obs == TERMINAL, info)
 
     def _choices(self, state, page):
         "What can be done on a page: as seen in this episode, else as logged; an adapted page keeps the choices of what it was made of."

@@ -45,7 +45,7 @@ def train_tokenizer(
 class Recipe:
     "How one agent comes to be."
     name: str
-    kind: str = "demos"        # "demos": from scratch on demonstrations; all others continue a parent: "more" on further demonstrations, "leap" on corrections of its own states
+    kind: str = "demos"        # "demos": from scratch on demonstrations; all others continue a parent: "more" on further demonstrations, "leap" on corrections of its own states, "dpo", "eto" and "prm" on its successes and failures
     parent: str = ""           # whom it continues
     seed: int = 0              # weights, demonstrations, order
     width: int = 128           # hidden size
@@ -63,6 +63,9 @@ class Recipe:
     rate: float = 3e-3         # peak learning rate, decayed to zero in each phase
     aggregate: float = 0.5     # "leap": share of demonstrations among the training episodes
     horizon: int = 12          # step cap of those episodes
+    tries: int = 4             # own episodes a task when exploring ("dpo", "eto"); samples of best-of-n ("prm")
+    beta: float = 0.1          # inverse temperature of the preference loss
+    sft: float = 0.0           # weight of cross-entropy on the better episode beside it
 
 # %% ../nbs/21_training.ipynb #431c7e42
 def build_model(
@@ -179,7 +182,7 @@ def correct(
     for start in progress(range(0, len(tasks), chunk), f"corrections of {agent.name}"):
         part = tasks[start:start + chunk]
         session = agent.session(part)
-        switch = [int(key_rng(seed, "switch", start + i).integers(1, 8)) for i in range(len(part))]
+        switch = [int(key_rng(seed, "switch", start + i).integers(1, max(8, horizon // 2 + 1))) for i in range(len(part))]
 
         def propose(t, rows, states):
             mine = [(i, s) for i, s in zip(rows, states) if t < switch[i]]
@@ -217,6 +220,7 @@ def batches(
         for i in order:
             group.append(examples[i])
             if len(group) * len(group[-1].ids) >= per_batch: groups.append(group); group = []
+        groups = groups or [group]   # too little data for one full batch
         for j in rng.permutation(len(groups)):
             yield groups[j]
             spent += sum(len(x.ids) for x in groups[j])

@@ -24,7 +24,7 @@ import numpy as np
 
 from .catalogue import ADJECTIVES, COLORS, GROUPS, generate_catalogue
 from .core import UserError, key_rng
-from .envs import Domain, Outcome, Reference, State, World, advance, overlap, words
+from .envs import Domain, Outcome, Reference, Slippery, State, World, advance, overlap, words
 from .episodes import TERMINAL, Task, Turn
 
 # %% ../nbs/12_webshop.ipynb #70636f00
@@ -977,6 +977,7 @@ def training_worlds(
     seed: int,            # of the cell's shop; training uses other catalogues
     shops: int = 8,       # how many
     goals: int = 1000,    # goals of each
+    **cell,               # what cell_tasks takes; agents are trained where actions never fail
 ) -> list[World]:
     "The catalogues in which a cell's agents are trained, with the teacher that knows the goals."
     out = []
@@ -992,9 +993,10 @@ def cell_tasks(
     seed: int,            # of the cell's shop
     pool: int,            # tasks of the pool
     fresh: int,           # tasks that the pool never sees
-    **world,              # what training_worlds takes; nothing of it matters here
-) -> tuple[WebShopSimulator, dict]:   # the real environment, {"pool": tasks, "fresh": tasks}
+    slip: float = 0.0,    # chance that an action fails, for a shop with random outcomes
+    **training,           # what training_worlds takes; nothing of it matters here
+) -> tuple:               # the real environment, {"pool": tasks, "fresh": tasks}
     "The cell's shop and its two sets of tasks."
     simulator = WebShopSimulator(shop := generated_shop(seed), sample_goals(shop, pool + fresh, "eval", 0))
     tasks = simulator.tasks()
-    return simulator, dict(pool=tasks[:pool], fresh=tasks[pool:])
+    return Slippery(simulator, slip) if slip else simulator, dict(pool=tasks[:pool], fresh=tasks[pool:])

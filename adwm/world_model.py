@@ -64,7 +64,7 @@ def fit_actions(
 ) -> ActionSpace:
     "The action space of a pool: its most frequent strings, or its templates."
     if kind not in ("vocab", "structured"): raise UserError(f"actions must be vocab or structured, not {kind!r}")
-    name = (lambda t: t.action) if kind == "vocab" else (lambda t: domain.template(t.action, t.obs)[0])
+    name = (lambda t: domain.vocabulary_name(t.action)) if kind == "vocab" else (lambda t: domain.template(t.action, t.obs)[0])
     count = Counter(name(t) for e in episodes for t in e.turns)
     names = sorted(sorted(count), key=lambda s: -count[s])[:limit]
     return ActionSpace(kind, tuple(names), arg_words, buckets)
@@ -80,7 +80,7 @@ def encode_actions(
     number, words = {s: i for i, s in enumerate(space.names)}, np.zeros((len(actions), space.arg_words), np.int64)
     index = np.full(len(actions), len(space.names), np.int64)
     for i, (action, obs) in enumerate(zip(actions, pages)):
-        name, argument = (action, "") if space.kind == "vocab" else domain.template(action, obs)
+        name, argument = (domain.vocabulary_name(action), "") if space.kind == "vocab" else domain.template(action, obs)
         index[i] = number.get(name, len(space.names))
         if argument: words[i] = hash_words(argument, space.buckets, space.arg_words)
     return Acts(torch.from_numpy(index), torch.from_numpy(words))
