@@ -6,7 +6,7 @@
 __all__ = ['FIT_CODE', 'IMAGINE_CODE', 'STAGES', 'Data', 'read_tasks', 'check_pool', 'load_data', 'freeze', 'thaw',
            'cache_folder', 'assets_folder', 'remake_data', 'remake_command', 'Plain', 'domain_of', 'logs', 'index_of',
            'readout_of', 'as_success', 'agent_of', 'fit_stage', 'env_code', 'adapter_stage', 'soft_reading',
-           'simulator_of', 'starts', 'imagine_key', 'imagine_stage', 'brief', 'imagined', 'read_success',
+           'simulator_of', 'judged', 'starts', 'imagine_key', 'imagine_stage', 'brief', 'imagined', 'read_success',
            'estimate_rows', 'read_truth_frame', 'compare', 'gate_stage', 'HeadOf', 'read_gate', 'status_of',
            'check_fold', 'check_stage', 'plan', 'evaluate', 'Stopwatch', 'check_fit', 'Results', 'Checked', 'Compared',
            'Evaluation', 'label_folder', 'real_episodes', 'side_by_side']
@@ -67,14 +67,16 @@ def load_data(
     config = thaw(config_json)
     folder = assets_folder(config)
     manifest = check_manifest(folder)
-    logged = (*config.collect.behaviors, ReferencePolicy.name)
+    logged = config.collect.reads or (*config.collect.behaviors, ReferencePolicy.name)
     pool = [e for e in read_episodes(folder / "pool.jsonl.gz", config.env) if e.policy in logged]   # cells that share a folder differ in who logged
     check_pool(config, pool)
-    path = lambda name: folder / "agents" / name
-    digest = lambda start: stage_key({k: v["sha256"] for k, v in manifest["files"].items() if k.startswith(start) and not k.endswith("timing.json")})
+    home = root() / "assets" / config.agents if config.agents and config.source == "repository" else folder
+    known = manifest if home == folder else check_manifest(home)
+    path = lambda name: home / "agents" / name
+    digest = lambda listed, start: stage_key({k: v["sha256"] for k, v in listed["files"].items() if k.startswith(start) and not k.endswith("timing.json")})
     names = [*config.collect.targets, *config.collect.behaviors]
     return Data(folder, pool, read_tasks(folder / "fresh.jsonl"), {n: path(n) for n in config.collect.targets}, {n: path(n) for n in config.collect.behaviors},
-                stage_key(dict(files=digest(("pool", "fresh")), logged=logged)), {n: digest(f"agents/{n}/") for n in names})
+                stage_key(dict(files=digest(manifest, ("pool", "fresh")), logged=logged)), {n: digest(known, f"agents/{n}/") for n in names})
 
 # %% ../nbs/52_evaluation.ipynb #d3489613
 def freeze(config: RunConfig) -> str:
@@ -87,7 +89,7 @@ def thaw(config_json: str) -> RunConfig:
 
 def cache_folder(config: RunConfig) -> Path:
     "Where the stages of a cell live."
-    return root() / config.cache / config.cell
+    return root() / config.cache / (config.assets or config.cell)
 
 def assets_folder(config: RunConfig) -> Path:
     "Where agents, pool and truth are: checked in, or remade in the cache."
@@ -104,7 +106,7 @@ def remake_data(config: RunConfig) -> Path:
         make_assets(spec_of(config), folder / "assets", folder / "work", remake_command(config), config.workers)
         shutil.rmtree(folder / "work", ignore_errors=True)
         atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
-    return cached(root() / config.cache / (config.assets or config.cell), "data", key, make) / "assets"
+    return cached(cache_folder(config), "data", key, make) / "assets"
 
 def remake_command(config: RunConfig) -> str:
     "What a reader types to make agents, pool and truth again."
@@ -113,7 +115,7 @@ def remake_command(config: RunConfig) -> str:
 # %% ../nbs/52_evaluation.ipynb #6b3fbe2d
 class Plain(Domain):
     "A domain that knows nothing of the environment but its reference distribution."
-    def __init__(self, domain: Domain): self.reference = domain.reference
+    def __init__(self, domain: Domain): self.reference, self.choices = domain.reference, domain.choices
 
 @lru_cache(maxsize=4)
 def domain_of(
@@ -246,6 +248,10 @@ def simulator_of(
         return AdwmSimulator(fitted, index, readout, dataclasses.replace(how, soft=False, gamma=0.0))
     return AdwmSimulator(fitted, index, readout, how, *soft_reading(config_json, part, agent, fitted, how))
 
+def judged(config: RunConfig, part: EstimatorPart) -> list[str]:
+    "The targets that an estimator judges."
+    return [a for a in config.collect.targets if not part.agents or a in part.agents]
+
 def starts(config: RunConfig, part: EstimatorPart, data: Data) -> list[Task]:
     "The tasks an estimator starts from: first observations of the pool's tasks, or tasks the pool never saw."
     tasks = data.tasks if part.split == "pool" else data.fresh
@@ -253,7 +259,7 @@ def starts(config: RunConfig, part: EstimatorPart, data: Data) -> list[Task]:
 
 def imagine_key(config: RunConfig, part: EstimatorPart, agent: str) -> dict:
     "What decides the imagined episodes of one estimator and agent."
-    used = {k: v for k, v in dataclasses.asdict(part).items() if k not in ("name", "setting", "reading")}
+    used = {k: v for k, v in dataclasses.asdict(part).items() if k not in ("name", "setting", "reading", "agents")}
     fit = dataclasses.asdict(config.fits[part.fit]) if part.fit else None
     data = load_data(freeze(config))
     return dict(part=used, agent=agent, checkpoint=data.checkpoints.get(agent), fit=fit, adapter=config.adapters.get(part.adapter), imagine=dataclasses.asdict(config.imagine), horizon=config.horizon,
@@ -289,7 +295,7 @@ def imagined(
 ) -> pd.DataFrame:    # policy, epsilon, task_id, seed, reward, success, turns, terminated: one line per imagined episode
     "The imagined episodes of one estimator as a table."
     config_json, part, lines = freeze(config), config.estimators[number], []
-    for agent in [*config.collect.targets, ReferencePolicy.name]:
+    for agent in [*judged(config, part), ReferencePolicy.name]:
         if agent == ReferencePolicy.name and part.split == "fresh": continue
         folder = imagine_stage(config_json, number, agent)
         for seed in part.seeds or config.imagine.seeds:
@@ -341,7 +347,7 @@ def read_truth_frame(
     "The measured truth of one split."
     from adwm.collection import read_truth
     frame = pd.DataFrame(read_truth(assets_folder(config) / "truth.csv.gz"))
-    return frame[frame["split"] == split].reset_index(drop=True)
+    return frame[(frame["split"] == split) & frame["policy"].isin([*config.collect.targets, ReferencePolicy.name])].reset_index(drop=True)
 
 def compare(
     config: RunConfig,
@@ -433,13 +439,13 @@ def plan(
     config: RunConfig,
 ) -> dict:   # stage -> arguments of its jobs, each once, in the order of STAGES
     "Every job of a run. Rollouts that two lines of the tables read stand here once."
-    parts, agents = list(enumerate(config.estimators)), list(config.collect.targets)
+    parts = list(enumerate(config.estimators))
     held = [(p.fit, 0) for _, p in parts if p.readout == "head"] + [(check_fit(config), check_fold(config, fresh)) for fresh in (False, True)]
     slow = sorted(parts, key=lambda x: not x[1].adapter)   # guided rollouts first
     shared = [(i, ReferencePolicy.name) for i, p in slow if p.split == "pool"]
-    once = {stage_key(imagine_key(config, config.estimators[i], a)): (i, a) for i, a in [(i, a) for i, _ in slow for a in agents] + shared}
+    once = {stage_key(imagine_key(config, config.estimators[i], a)): (i, a) for i, a in [(i, a) for i, p in slow for a in judged(config, p)] + shared}
     out = {"world models": [(p.fit, -1) for _, p in parts if p.fit] + held, "readout gates": [(i,) for i, p in parts if p.readout != "logged"],
-           "adapters": [(p.adapter, p.fit, a) for _, p in parts if p.adapter for a in agents], "imagination": once.values(), "self-checks": [(False,), (True,)]}
+           "adapters": [(p.adapter, p.fit, a) for _, p in parts if p.adapter for a in judged(config, p)], "imagination": once.values(), "self-checks": [(False,), (True,)]}
     return {stage: list(dict.fromkeys(jobs)) for stage, jobs in out.items()}
 
 def evaluate(
@@ -534,8 +540,8 @@ class Checked(Results):
 
     def adapter_table(self) -> pd.DataFrame:
         "Every adapter's two measures on held-out tasks: retrieval against chance, and agreement of the agent's actions with its actions on text."
-        used = dict.fromkeys((p.adapter, p.fit) for p in self.config.estimators if p.adapter)
-        lines = {(a, agent): json.loads((adapter_stage(freeze(self.config), a, f, agent) / "report.json").read_text()) for a, f in used for agent in self.data.targets}
+        used = dict.fromkeys((p.adapter, p.fit, agent) for p in self.config.estimators if p.adapter for agent in judged(self.config, p))
+        lines = {(a, agent): json.loads((adapter_stage(freeze(self.config), a, f, agent) / "report.json").read_text()) for a, f, agent in used}
         return pd.DataFrame(lines).T.rename_axis(["adapter", "agent"]) if lines else pd.DataFrame()
 
 # %% ../nbs/52_evaluation.ipynb #36399985

@@ -61,6 +61,7 @@ class EstimatorPart:
     reading: str = "end"       # for head: "end", or "sum" over turns (Eq. 10)
     split: str = "pool"        # "pool": the logged tasks; "fresh": tasks that the pool never saw
     tasks: int = 0             # how many of them; 0 is all
+    agents: tuple[str, ...] = ()        # which targets it judges; empty: all
     epsilons: tuple[float, ...] = ()    # empty: those of the cell
     seeds: tuple[int, ...] = ()         # empty: those of the run
     pool: int = 0              # use only this many of the logged trajectories; 0 is all
@@ -90,6 +91,7 @@ class RunConfig:
     level: float = 0.9                # of every interval
     show: int = 3                     # imagined episodes printed beside real ones
     assets: str = ""                  # folder of assets/ with agents, pool and truth, where cells share one; empty: the cell's name
+    agents: str = ""                  # folder of assets/ whose agents are used, where they are another cell's; empty: as assets
     source: str = "repository"        # agents, pool and truth: "repository" (checked in) or "remake" (from nothing)
     profile: str = "default"
     workers: int = 2                  # processes
@@ -163,6 +165,8 @@ def check_config(config: RunConfig) -> RunConfig:
         if e.kind not in ("adwm", "neighbour"): raise UserError(f"estimator '{e.name}': kind must be adwm or neighbour, not '{e.kind}'")
         if e.kind == "adwm" and e.fit not in config.fits: raise UserError(f"estimator '{e.name}' needs the fit '{e.fit}'; the valid ones are {', '.join(config.fits)}")
         if e.kind == "adwm" and config.fits[e.fit].pool != e.pool: raise UserError(f"estimator '{e.name}' uses {e.pool or 'all'} trajectories and its fit '{e.fit}' {config.fits[e.fit].pool or 'all'}; give both the same pool")
+        strange = set(e.agents) - set(config.collect.targets)
+        if strange: raise UserError(f"estimator '{e.name}' judges {', '.join(sorted(strange))}; the targets are {', '.join(config.collect.targets)}")
         if e.adapter and e.adapter not in config.adapters: raise UserError(f"estimator '{e.name}' needs the adapter '{e.adapter}'; the valid ones are {', '.join(config.adapters)}")
         for key, value, valid in (("readout", e.readout, ("text", "head", "logged")), ("reading", e.reading, ("end", "sum")), ("split", e.split, ("pool", "fresh"))):
             if value not in valid: raise UserError(f"estimator '{e.name}': {key} must be one of {', '.join(valid)}, not '{value}'")
