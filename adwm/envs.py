@@ -95,6 +95,7 @@ def overlap(a: list[str], b: list[str]) -> float:
 class Domain:
     "What a method asks about pages and actions; these defaults work on any logs."
     name = "generic"
+    pays_at_truncation = False   # whether an episode that the horizon cuts off keeps what it has earned
 
     def page_type(self, obs: str) -> str:
         "A label that pages of one kind share."

@@ -115,7 +115,7 @@ def remake_command(config: RunConfig) -> str:
 # %% ../nbs/52_evaluation.ipynb #6b3fbe2d
 class Plain(Domain):
     "A domain that knows nothing of the environment but its reference distribution."
-    def __init__(self, domain: Domain): self.reference, self.choices = domain.reference, domain.choices
+    def __init__(self, domain: Domain): self.reference, self.choices, self.pays_at_truncation = domain.reference, domain.choices, domain.pays_at_truncation
 
 @lru_cache(maxsize=4)
 def domain_of(
@@ -374,11 +374,11 @@ def gate_stage(
     key = dict(kind=part.readout, plain=plain, pool=part.pool, fit=dataclasses.asdict(config.fits[part.fit]) if part.readout == "head" else None, folds=config.folds,
                data=load_data(config_json).digest, code=source_hash("readouts", *(FIT_CODE if part.readout == "head" else ()), *env_code(config)))
     def make(folder):
-        episodes = logs(config_json, part.pool)[0]
+        episodes, keeps = logs(config_json, part.pool)[0], domain_of(config.env).pays_at_truncation
         if part.readout == "head":
             test = logs(config_json, 0, 0)[1]
-            report = gate(lambda _: HeadOf(config_json, part.fit), test, 2)
-        else: report = gate(lambda train: TextReadout(domain_of(config.env, plain)).fit(train), episodes, config.folds)
+            report = gate(lambda _: HeadOf(config_json, part.fit), test, 2, cut=keeps)
+        else: report = gate(lambda train: TextReadout(domain_of(config.env, plain)).fit(train), episodes, config.folds, cut=keeps)
         atomic_write(folder / "gate.json", json.dumps(dataclasses.asdict(report) | {"verdict": report.verdict}))
     return cached(cache_folder(config), f"gate-{part.readout}" + ("-generic" if plain else "") + (f"-{part.pool}" if part.pool else ""), key, make)
 

@@ -101,7 +101,7 @@ def make_corpus(
         row[i, :n + 1] = [number.setdefault(p, len(number)) for p in pages]; row[i, n + 1:] = row[i, n]
         code = encode_actions(space, actions, pages[:n], memo)
         index[i, :n], words[i, :n] = code.index, code.words
-        togo[i, :n] = np.clip(np.cumsum([t.reward for t in e.turns][::-1])[::-1], 0, 1)
+        togo[i, :n] = np.clip(e.ret if domain.pays_at_truncation else np.cumsum([t.reward for t in e.turns][::-1])[::-1], 0, 1)
         end[i, n - 1], valid[i, :n] = float(e.terminated), True
         for t in range(n):
             option[i, t] = [-1 if p is None else number[p] for p in pointers(pages[:t + 1], actions[:t + 1], types, memo)]

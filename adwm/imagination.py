@@ -311,8 +311,10 @@ def _rewards(self, states, actions, now, c, ended, infos):
     for info, v in zip(infos, togo): info["togo"] = float(v)
     if self.how.value == "turns": return togo
     if self.readout is None: return np.where(ended, togo, 0.)
-    rows, rewards = [i for i, e in enumerate(ended) if e], np.zeros(len(states))
-    if rows: rewards[rows] = self.readout.predict([states[i].task for i in rows], [states[i].turns for i in rows], [actions[i] for i in rows], [states[i].obs for i in rows])
+    rows, rewards = [i for i, e in enumerate(ended) if e or self.domain.pays_at_truncation], np.zeros(len(states))
+    if rows:
+        worth = self.readout.predict([states[i].task for i in rows], [states[i].turns for i in rows], [actions[i] for i in rows], [states[i].obs for i in rows])
+        rewards[rows] = worth - [sum(t.reward for t in states[i].turns) for i in rows]
     return rewards
 
 AdwmSimulator.rewards = _rewards

@@ -34,13 +34,14 @@ class Ends:
 
 def ends(
     episodes: list,          # Episodes
+    cut: bool = False,       # also of those that the horizon cut off, where they keep what they earned
 ) -> Ends:
-    "The final turns of the episodes that terminated."
-    done = [e for e in episodes if e.terminated]
+    "The final turns of the episodes that terminated, with what each earned in all."
+    done = [e for e in episodes if e.terminated or cut]
     if not done:
         raise UserError("no episode of this pool terminated, so there is no reward to learn from: log episodes that end.")
     return Ends([e.task for e in done], [e.turns[:-1] for e in done], [e.turns[-1].action for e in done],
-                [e.turns[-1].obs for e in done], np.array([e.turns[-1].reward for e in done], float))
+                [e.turns[-1].obs for e in done], np.array([e.ret for e in done], float))
 
 # %% ../nbs/36_readouts.ipynb #914a2c52
 class Ridge:
@@ -177,7 +178,7 @@ class TextReadout:
         episodes: list,      # logged Episodes
     ):
         "Learn from the ended ones."
-        rows = ends(episodes)
+        rows = ends(episodes, self.domain.pays_at_truncation)
         x, y = self.features(*rows.inputs()), rows.rewards
         self.low, self.high = y.min(), y.max()
         self.members = [m.fit(x, y) for m in self.make()]
@@ -206,13 +207,14 @@ def held_out(
     episodes: list,          # Episodes of at least `folds` tasks
     folds: int = 5,
     seed: int = 0,
+    cut: bool = False,       # see `ends`
 ) -> tuple:                  # (Episodes that ended, predictions (n,)), in the order of the folds
     "Predict every ended episode from the other tasks."
     rows, out = [], []
     for train, test in split_by_task(episodes, folds, seed):
-        test = [e for e in test if e.terminated]
+        test = [e for e in test if e.terminated or cut]
         if test:
-            out.append(np.asarray(fit(train).predict(*ends(test).inputs()), float))
+            out.append(np.asarray(fit(train).predict(*ends(test, cut).inputs()), float))
             rows += test
     if not rows:
         raise UserError("no episode of this pool terminated, so there is nothing to test a readout on: log episodes that end.")
@@ -304,10 +306,11 @@ def gate(
     rule: GateRule = GateRule(),
     success: float | None = None,      # reward that counts as success; by default 1 if it occurs often enough, else the median
     edges: list | None = None,         # borders of the ranges of reward; four equal ones by default
+    cut: bool = False,                 # see `ends`
 ) -> GateReport:
     "Test a way of fitting a readout on held-out tasks."
-    rows, guess = held_out(fit, episodes, folds, seed)
-    truth, tasks = np.array([e.turns[-1].reward for e in rows]), [e.task.id for e in rows]
+    rows, guess = held_out(fit, episodes, folds, seed, cut)
+    truth, tasks = np.array([e.ret for e in rows]), [e.task.id for e in rows]
     draws, off = task_bootstrap(tasks, seed=seed), guess - truth
     if success is None:
         success = 1.0 if 5 <= (truth >= 1).sum() <= len(truth) - 5 else np.median(truth) + 1e-9

@@ -517,10 +517,10 @@ class NearestNeighbour:
     def _rewards(self, states, actions, pages, found):
         "Logged rewards; the readout's where an episode ends and there is one."
         rewards = np.array([self.index.moves.reward[move] if move >= 0 else 0.0 for move, _ in found])
-        ended = [i for i, (page, _) in enumerate(pages) if page == TERMINAL]
-        if self.readout is not None and ended:
-            rewards[ended] = self.readout.predict([states[i].task for i in ended], [states[i].turns for i in ended],
-                                                  [actions[i] for i in ended], [states[i].obs for i in ended])
+        read = [i for i, (page, _) in enumerate(pages) if page == TERMINAL or self.domain.pays_at_truncation]
+        if self.readout is not None and read:
+            worth = self.readout.predict([states[i].task for i in read], [states[i].turns for i in read], [actions[i] for i in read], [states[i].obs for i in read])
+            rewards[read] = worth - [sum(t.reward for t in states[i].turns) for i in read]
         return rewards
 
     def _outcome(self, state, action, page, reward, found):
