@@ -124,7 +124,7 @@ def test_words_go_both_ways(sim):
     for task in sim.tasks()[:30]:
         for state, action, _ in walk(sim, task, 3):
             kind, argument = d.template(action, state.obs)
-            assert d.unresolve(kind, argument, state.obs) == action and d.vocabulary_name(action) == kind in ("search", "finish", "lookup")
+            assert d.unresolve(kind, argument, state.obs) == action and d.vocabulary_name(action) == kind.split()[0] in ("search", "finish", "lookup")
             assert d.hear(d.say(action, state.obs), state.obs, state.choices) == action and not d.free_search(state.obs)
             assert len(set(d.menu(state.obs, state.choices))) == len(state.choices), "every action has its own words"
             heard = free.hear(free.say(action, state.obs), state.obs)
@@ -251,3 +251,38 @@ def test_bad_requests(tmp_path):
 def test_splits_share_no_question():
     a, b = world("agents", 60, questions=120)[1], world("eval", 60, questions=120)[1]
     assert not {t.id for t in a} & {t.id for t in b} and domain().name == "hotpotqa"
+
+
+def test_what_was_read_settles_the_question():
+    from adwm.hotpotqa import derived, stated
+    simulator, tasks = cell_tasks(4, 80, 20, questions=300, people=150)
+    for task in tasks["pool"]:
+        state = simulator.reset([task], [()])[0]
+        right = simulator.questions[task.id].answer
+        for turn in range(8):
+            action = expert(simulator.world, simulator.questions[task.id], state)
+            told = derived(task.text, stated(state.turns, state.obs, simulator.domain))
+            assert told == (right if action.startswith("Finish") else ""), "settled exactly when the expert answers"
+            if action.startswith("Finish"): break
+            state = simulator.step([state], [action], [()])[0].state
+        x = simulator.domain.features(task.text, state.turns, action, state.obs)
+        assert x[-2:].tolist() == [1.0, 1.0]
+
+
+def test_unseen_titles_take_a_logged_page():
+    d = HotpotDomain()
+    assert d.adapt("Sel (x) is odd.", "Tor") == "Sel (x) is odd."
+    assert d.adapt("Toran Vel was a poet. Toran Vel was born in Dunra.", "Lek Sorn") == "Lek Sorn was a poet. Lek Sorn was born in Dunra."
+    assert d.adapt("Sel is a jazz band. It is from Dunra.", "Tor (band)") == "Tor is a jazz band. It is from Dunra."
+    assert d.adapt("Could not find Sel. Similar: ['Sel (film)'].", "Tor") == "Could not find Tor. Similar: ['Tor (film)']."
+    assert d.adapt("No more results.", "x") == "No more results." and d.adapt("(Result 1 / 1) Sel is long.", "born") == "(Result 1 / 1) Sel is long."
+    assert [d.template(f"Search[{x}]", "")[0] for x in ("Sel", "Toran Vel", "Sel (film)", "a b c")] == ["search one", "search two", "search film", "search many"]
+
+
+def test_cells_share_one_folder_and_judge_no_logger():
+    from adwm.runs import load_config
+    for name in ("hotpotqa-dpo", "hotpotqa-prm", "hotpotqa-cross"):
+        for profile in ("default", "smoke", "full"):
+            c = load_config("hotpotqa", name, profile)
+            assert c.assets == "hotpotqa" and not set(c.collect.targets) & set(c.collect.behaviors)
+            assert {r.name: r for r in c.collect.recipes} == {r.name: r for r in load_config("hotpotqa").collect.recipes}
