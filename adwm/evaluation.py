@@ -237,8 +237,8 @@ def simulator_of(
     index = index_of(config_json, plain, part.pool, fold)
     readout = readout_of(config_json, plain, part.pool, fold) if part.readout == "text" else None
     if part.kind == "neighbour":
-        from adwm.retrieval import NearestNeighbour
-        return NearestNeighbour(index, readout, part.structured)
+        from adwm.retrieval import NearestNeighbour, Weights
+        return NearestNeighbour(index, readout, part.structured, from_dict(Weights, part.imagine, f"estimators '{part.name}'.imagine"))
     from adwm.fitting import Fitted
     from adwm.imagination import AdwmSimulator, Imagine
     fitted = Fitted.load(fit_stage(config_json, part.fit, fold))

@@ -206,6 +206,7 @@ class Weights:
     task: float = 0.5        # the instruction
     hidden: float = 0.25     # what the page does not show
     fit: float = 3.0         # the successor's page and the instruction: agents go where the task's words are
+    draw: int = 1            # answer with one of so many best moves, drawn; 1: the best. Where outcomes are random, the best alone repeats itself
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,7 @@ class Matcher:
         weights: Weights,
     ) -> np.ndarray:               # (n, moves of the group)
         "The weighted sum, rounded so that equal texts tie exactly."
-        return sum(w * parts[name] for name, w in vars(weights).items()).round(5)
+        return sum(w * parts[name] for name, w in vars(weights).items() if name != "draw").round(5)
 
 # %% ../nbs/35_retrieval.ipynb #80c9bfc4
 class RawMatcher:
@@ -452,7 +453,7 @@ class Finder:
             for chunk in (rows[i:i + 512] for i in range(0, len(rows) * (len(moves) > 0), 512)):
                 score = self.matcher.score(kind, [queries[i] for i in chunk], weights)
                 for i, line in zip(chunk, score):
-                    best = np.flatnonzero(line == line.max())
+                    best = np.flatnonzero(line >= np.sort(line)[-min(weights.draw, len(line))])
                     pick = best[0] if len(best) == 1 else key_rng(*keys[i], "neighbour").choice(best)
                     found[i] = (int(moves[pick]), float(line[pick]))
         return found

@@ -53,7 +53,7 @@ class EstimatorPart:
     setting: str               # "paper", "ours" or "baseline", as in rows.csv
     kind: str                  # "adwm" or "neighbour"
     fit: str = ""              # for adwm: which world model
-    imagine: dict = field(default_factory=dict)     # for adwm: fields of imagination.Imagine
+    imagine: dict = field(default_factory=dict)     # for adwm: fields of imagination.Imagine; for neighbour: fields of retrieval.Weights
     adapter: str = ""          # for adwm: which adapter the agent reads soft tokens through
     structured: bool = True    # for neighbour: page types and templates, or raw text
     domain: str = ""           # "generic": nothing specific to the environment
