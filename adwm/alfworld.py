@@ -406,6 +406,7 @@ def kind_of(name: str) -> str:
     return re.sub(r"[ \d]+$", "", name)
 
 _NAMED = (r"You arrive at ([\w ]+ \d+)\.", r"You (?:open|close) the ([\w ]+ \d+)\.", r"You (?:pick up|move|heat|cool|clean) the ([\w ]+ \d+) (?:from|to|using) the ([\w ]+ \d+)\.", r"You turn on the ([\w ]+ \d+)\.")
+_SAID = ((r"go to (.+)", r"\1"), (r"take (.+) from .+", r"\1 take"), (r"(?:move|put) .+ (?:to|in|into) (.+)", r"put in \1"), (r"(heat|clean|cool) .+ with .+", r"\1"))
 _SHORT = ((r"Available commands:.*", "commands"), (r"You arrive at [\w ]+\.", ""), (r"You are in the middle of a room\. Looking quickly around you, y", "y"), (r"You are facing the [\w ]+\.", "facing"),
           (r"On the [\w ]+, y", "y"), (r"The [\w ]+ is open\. In it, y", "y"), (r"The [\w ]+ is closed", "closed"), (r"[Yy]ou see", "see"), (r"\bYou ", ""), (r"\b(?:an?|and|the) (?=\w)", ""), (r"([,.])", " "))
 
@@ -442,7 +443,17 @@ class AlfworldDomain(Domain):
         if obs == TERMINAL: return obs
         said, (at, held) = obs.strip().rsplit("\n", 1)[0], place_of(obs)
         for pattern, short in _SHORT: said = re.sub(pattern, short, said)
-        return " ".join(f"at {at.removeprefix('the ')} hold {held or 'nothing'} : {said}".lower().split())
+        return " ".join(f"{at.removeprefix('the ')} {f'hold {held}' if held else ''} : {said}".lower().split())
+
+    def say(self, action: str, obs: str) -> str:
+        "What is decided comes first, and what follows from it is left out: \"mug 1 take\", \"desk 1\", \"put in desk 1\", \"heat\"."
+        for pattern, short in _SAID:
+            if m := re.fullmatch(pattern, action.lower()): return m.expand(short)
+        return action.lower()
+
+    def hear(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
+        "The command that would be said so."
+        return next((c for c in choices if self.say(c, obs) == text), text)
 
     def hidden(self, turns: tuple[Turn, ...]) -> str:
         "What was done to objects so far."

@@ -24,10 +24,38 @@ def sim(): return alf.AlfworldSimulator()
 
 def test_pages_and_templates():
     d, page = alf.AlfworldDomain(), "You arrive at fridge 1. The fridge 1 is closed.\nYou are at fridge 1. You hold egg 2."
-    assert alf.place_of(page) == ("fridge 1", "egg 2") and d.page_type(page) == "fridge" and d.page_type(TERMINAL) == "end"
+    assert alf.place_of(page) == ("fridge 1", "egg 2") and d.page_type(page) == "fridge in hand" and d.page_type(TERMINAL) == "end"
     assert d.template("heat egg 2 with microwave 1", page) == ("heat", "egg 2 with microwave 1") and d.template("look", page) == ("look", "")
     assert d.reference(None, page, ("look", "help")).log_prob("help") == np.log(.5)
-    assert "the" not in d.render(page).split()
+    assert d.page_type(page.replace("egg 2", "nothing")) == "fridge"
+    assert d.render(page) == "fridge 1 hold egg 2 : closed"
+    assert d.render("On the desk 1, you see a pen 1, and a mug 2.\nYou are at desk 1. You hold nothing.") == "desk 1 : see pen 1 mug 2"
+
+
+def test_what_is_decided_is_said_first():
+    d, said = alf.AlfworldDomain(), {"go to desk 1": "desk 1", "take mug 1 from desk 1": "mug 1 take", "move mug 1 to desk 1": "put in desk 1", "heat egg 2 with microwave 1": "heat",
+                                     "open drawer 2": "open drawer 2", "examine mug 1": "examine mug 1", "use desklamp 1": "use desklamp 1", "look": "look"}
+    for action, words in said.items(): assert d.say(action, "") == words and d.hear(words, "", tuple(said)) == action
+    assert d.hear("sing", "", tuple(said)) == "sing"
+
+
+@needs_engine
+def test_no_two_commands_of_a_page_are_said_alike(sim):
+    for g in alf.generate_games(6, 21):
+        sim.player.page(g.id, ())
+        walk = walk_of(sim.player.houses[g.id], 5, 15)
+        for t in range(len(walk) + 1): c = sim.player.page(g.id, tuple(walk[:t])).choices; assert len(set(sim.domain.menu("", c))) == len(c)
+
+
+def test_a_page_of_another_house_gets_the_names_of_this_one():
+    d = alf.AlfworldDomain()
+    closed = "You arrive at cabinet 1. The cabinet 1 is closed.\nYou are at cabinet 1. You hold mug 1."
+    assert d.adapt(closed, "cabinet 12") == closed.replace("cabinet 1", "cabinet 12") and d.adapt(closed, "drawer 1") == closed
+    put = "You move the mug 1 to the cabinet 1.\nYou are at cabinet 1. You hold nothing."
+    assert d.adapt(put, "mug 2 to cabinet 1") == put.replace("mug 1", "mug 2") and d.adapt("Nothing happens.", "mug 2") == "Nothing happens."
+    task = Task("t", "put a mug in desk", "o", ("go to cabinet 12", "go to desk 1", "look"))
+    assert d.choices(task, closed, ("go to sofa 1", "look", "open cabinet 1")) == ("go to cabinet 12", "go to desk 1", "look", "open cabinet 1")
+    assert "go to desk 1" not in d.choices(task, "x\nYou are at desk 1. You hold nothing.", ("look",)) and d.choices(task, TERMINAL, ()) == ()
 
 
 def test_instructions_are_understood():
@@ -48,6 +76,13 @@ def test_progress_is_read_from_actions():
     assert after(*ok).placed == {"mug 1"} and after(*ok).treated == 1
     assert not after(ok[0], ok[2], ok[3]).placed and not after(ok[0], (ok[1][0], "Nothing happens."), ok[2], ok[3]).placed
     assert after(*ok, ("take mug 1 from desk 1", "You pick up"), ("look", "x")).placed == set()
+    assert after(*ok).reached == 1 and after(ok[0], ok[2], ok[3]).reached == 0
+    lamp = [("go to desk 1", "x"), ("use desklamp 1", "x"), ("go to bed 1", "x"), ("take pen 2 from bed 1", "x"), ("go to desk 1", "x"), ("look", "x")]
+    def lit(n):
+        s = State(Task("t", "look at pen under the desklamp", "o", ()), "o", ())
+        for action, page in lamp[:n]: s = advance(s, action, 0.0, page, ())
+        return alf.AlfworldProgress(s.task.text, s.turns).reached
+    assert [lit(n) for n in range(1, 7)] == [0, 0, 0, 0, 1, 1]
 
 
 def test_bad_files(tmp_path, monkeypatch):
@@ -76,7 +111,7 @@ def test_missing_engine_is_one_sentence(monkeypatch):
 @needs_engine
 def test_one_hundred_generated_games_are_solved_by_the_planner():
     import fast_downward
-    alf.cache_parsing()
+    alf.speed_up(); fast_downward.pddl2sas.planning = True
     from alfworld.info import ALFRED_PDDL_PATH
     domain, lib = open(ALFRED_PDDL_PATH).read(), fast_downward.load_lib()
     for g in alf.generate_games(100, seed=7):
@@ -92,18 +127,85 @@ def test_generated_games_depend_on_their_id_alone():
     with pytest.raises(UserError, match="no task type"): alf.generate_game("cook", 0, 0)
 
 
+def walk_of(house, seed, turns):
+    "Random commands, now and then one that the engine does not know; half of them not a walk to somewhere else."
+    out, page = [], house.page(())
+    for t in range(turns):
+        rng = key_rng(seed, "walk", house.game.id, t)
+        stay = [c for c in page.choices if not c.startswith("go to ")]
+        menu = stay if rng.random() < .5 else list(page.choices)
+        out.append("fly to the moon" if rng.random() < .05 else menu[int(rng.integers(len(menu)))])
+        page = house.page(tuple(out))
+        if page.ended: break
+    return out
+
+
+@pytest.fixture
+def plain_engine():
+    yield lambda: alf.speed_up(False)
+    alf.speed_up(True)
+
+
 @needs_engine
-def test_parsing_cache_changes_nothing():
-    def play(games, turns=3):
-        out = []
+def test_twenty_games_are_the_same_word_by_word_with_and_without_the_shortcuts(plain_engine):
+    games, street = alf.generate_games(20, seed=11), alf.Street(alf.AlfworldEngine([]))
+    for g in games: street.page(g.id, ())
+    walks = {g.id: walk_of(street.houses[g.id], 0, 5) for g in games}
+    quick = {g.id: [street.page(g.id, tuple(walks[g.id][:t])) for t in range(len(walks[g.id]) + 1)] for g in games}
+    def live(game):
+        game, out = alf.AlfredGame(game), []
+        return [game.page(), *(game.step(a) for a in walks[game.game.id])]
+    assert all(live(g) == quick[g.id] for g in games)
+    plain_engine()
+    for g in games: assert live(g) == quick[g.id], g.id
+
+
+@needs_engine
+def test_long_walks_through_a_house_equal_live_games():
+    games, street = alf.generate_games(6, seed=12), alf.Street(alf.AlfworldEngine([]))
+    for seed in range(3):
         for g in games:
-            live = alf.AlfredGame(g); out.append(live.page())
-            for t in range(turns): out.append(live.step(str(key_rng(0, g.id, t).choice(out[-1].choices))))
-        return out
-    games = alf.generate_games(20, seed=11)
-    alf.cache_parsing(False); plain = play(games)
-    alf.cache_parsing(True)
-    assert play(games) == plain and play(games[:4]) == plain[:16]
+            street.page(g.id, ())
+            walk, live = walk_of(street.houses[g.id], seed, 30), alf.AlfredGame(g)
+            pages = [live.page(), *(live.step(a) for a in walk)]
+            assert pages == [street.page(g.id, tuple(walk[:t])) for t in range(len(walk) + 1)], (g.id, walk)
+            if seed == 2: assert pages[-1].ended or len(street.houses[g.id].spots) > 8
+
+
+@needs_engine
+def test_solutions_win_in_the_graph_and_live(sim):
+    for g in alf.generate_games(6, seed=13):
+        plan, live = sim.player.engine.walkthrough(g.id), alf.AlfredGame(g)
+        for a in plan: page = live.step(a)
+        assert page == sim.player.page(g.id, tuple(plan)) and page.value == 1
+
+
+@needs_engine
+def test_forgetting_houses_changes_nothing(sim):
+    small = alf.Street(alf.AlfworldEngine([]), spots=3)
+    for i in range(3):
+        for g in alf.generate_games(2, 0):
+            walk = walk_of(alf.House(g, dict(libraries=[], at=None, spots=0)), i, 6)
+            for t in range(len(walk) + 1): assert small.page(g.id, tuple(walk[:t])) == sim.player.page(g.id, tuple(walk[:t]))
+
+
+@needs_engine
+@needs_games
+def test_graphs_of_real_kitchens():
+    games = sorted(alf.load_games(SHARED), key=lambda g: len(g.problem))[:2]
+    street = alf.Street(alf.AlfworldEngine(games))
+    for g in games:
+        street.page(g.id, ())
+        walk, live = walk_of(street.houses[g.id], 1, 12), alf.AlfredGame(g)
+        assert [live.page(), *(live.step(a) for a in walk)] == [street.page(g.id, tuple(walk[:t])) for t in range(len(walk) + 1)]
+
+
+@needs_engine
+def test_worlds_of_a_cell_share_no_house():
+    (_, split), there = alf.cell_tasks(4, 3, 3), alf.training_worlds(4, games=6)[0]
+    ids = [t.id for part in (*split.values(), there.tasks) for t in part]
+    assert len(set(ids)) == len(ids) == 12 and [len(split[k]) for k in ("pool", "fresh")] == [3, 3]
+    assert there.teacher(there.simulator.reset(there.tasks[:1], [()])[0]) in there.tasks[0].choices
 
 
 @needs_engine
@@ -112,7 +214,9 @@ def test_planner_and_explorer_win(sim):
     for t in tasks[:6]: assert sim.player.page(t.id, tuple(sim.player.engine.walkthrough(t.id))).value == 1
     won = rollout(sim, alf.AlfworldExplorer(), make_rows(tasks), 0, alf.HORIZON, env="alfworld")
     assert np.mean([e.ret for e in won]) >= .7
-    for e in won: assert e.terminated == (e.ret == 1) and (e.last_obs == TERMINAL) == e.terminated
+    for e in won:
+        assert e.terminated == (e.ret == 1) and (e.last_obs == TERMINAL) == e.terminated
+        for n in range(1, len(e.turns) + 1): assert alf.AlfworldProgress(e.task.text, e.turns[:n]).reached == float(e.terminated and n == len(e.turns)), "the goal is read from the actions"
 
 
 @needs_engine
@@ -120,7 +224,7 @@ def test_batching_and_memory_do_not_matter(sim):
     tasks = sim.tasks([g.id for g in alf.generate_games(4, 5)])
     rows = make_rows(tasks, [0.5])
     a = rollout(sim, alf.AlfworldExplorer(), rows, 3, 8, env="alfworld")
-    fresh = alf.AlfworldSimulator(slots=1)
+    fresh = alf.AlfworldSimulator(slots=1, quick=False)
     b = [rollout(fresh, alf.AlfworldExplorer(), [r], 3, 8, env="alfworld")[0] for r in rows[::-1]][::-1]
     assert [to_line(e) for e in a] == [to_line(e) for e in b]
 
