@@ -173,6 +173,18 @@ def test_long_walks_through_a_house_equal_live_games():
 
 
 @needs_engine
+def test_what_the_graph_leaves_out_decides_nothing():
+    "`checked` stands in no precondition, goal or sentence, and a place's location is never an effect."
+    import re
+    from alfworld.gen.goal_library import gdict
+    from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
+    rules = "\n".join(line.split(";")[0] for line in open(ALFRED_PDDL_PATH)).lower()
+    parts = re.findall(r":precondition(.*?):effect(.*?)(?=\(:action|$)", rules, re.S)
+    assert len(parts) >= 10 and not any("checked" in before for before, _ in parts) and not any("receptacleatlocation" in after for _, after in parts)
+    assert "checked" not in open(ALFRED_TWL2_PATH).read().lower() and not any("checked" in gdict[k]["pddl"] for k in alf.TYPES)
+
+
+@needs_engine
 def test_solutions_win_in_the_graph_and_live(sim):
     for g in alf.generate_games(6, seed=13):
         plan, live = sim.player.engine.walkthrough(g.id), alf.AlfredGame(g)
