@@ -266,7 +266,7 @@ class BestOfN:
         samples: int = 4,    # proposals a turn
         name: str = "",
     ):
-        self.agent, self.judge, self.samples, self.name = agent, judge, samples, name or agent.name
+        self.agent, self.judge, self.samples, self.name, self.temperature = agent, judge, samples, name or agent.name, agent.temperature
 
     def __getattr__(self, key):
         "Whatever concerns pages, words and soft tokens is the proposer's."
@@ -285,14 +285,15 @@ class BestSession:
     "Proposals, values, choice."
 
     def __init__(self, policy: BestOfN, tasks: list):
-        self.policy, self.own = policy, policy.agent.session(tasks)
+        self.policy, self.agent = policy, copy.copy(policy.agent)
+        self.agent.temperature, self.samples = policy.temperature, policy.samples if policy.temperature else 1   # greedy proposals are all alike
+        self.own = self.agent.session(tasks)
 
     def took(self, rows, states, actions): self.own.took(rows, states, actions)
 
     def act(self, rows, states, rngs):
         "The proposal of highest value for some rows; among equals the first."
-        drawn = list(zip(*[self.own.act(rows, states, rngs) for _ in range(self.policy.samples)]))
-        agent, asked = self.policy.agent, {}
+        drawn, agent, asked = list(zip(*[self.own.act(rows, states, rngs) for _ in range(self.samples)])), self.agent, {}
         for i, (row, state, proposals) in enumerate(zip(rows, states, drawn)):
             if len(set(proposals)) > 1: asked |= {(i, a): [*self.own._prompt(row, state), *agent.action_ids(a, state.obs)] for a in dict.fromkeys(proposals)}
         order, value = sorted(asked, key=lambda k: len(asked[k])), {}

@@ -1,4 +1,5 @@
 "Preferences: pairs, the DPO loss against other formulas, training, judges, best-of-n agents on disk."
+import copy
 import json
 import math
 from types import SimpleNamespace
@@ -152,6 +153,9 @@ def test_best_of_n_is_better_and_has_no_log_prob(world, tokenizer):
     one = rollout(world.simulator, best, rows[:6], 9, 5, chunk=1)
     assert [e.turns for e in one] == [e.turns for e in rollout(world.simulator, best, rows[:6], 9, 5)], "batching changes nothing"
     assert value(BestOfN(agent, Partial(agent), 1)) == value(agent), "the best of one is the agent"
+    greedy, same = copy.copy(best), copy.copy(agent)
+    greedy.temperature = same.temperature = 0.0
+    assert value(greedy) == value(same), "greedy proposals are all alike"
     with pytest.raises(AttributeError): best.nothing_of_the_kind
 
 
