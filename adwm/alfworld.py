@@ -287,8 +287,8 @@ class AlfredGame:
         held = [f.names[1].strip() for f in self.state["facts"] if f.name == "holds"]
         return Page(page_text(self.state.feedback, self.at, held), tuple(c.strip() for c in self.state["admissible_commands"]), 0.0, False, self.text)
 
-    def step(self, action: str) -> Page:
-        "Act; what the engine does not admit changes nothing."
+    def step(self, action: str, show: bool = True) -> Page:
+        "Act; what the engine does not admit changes nothing (a page costs next to nothing here, so it is always shown)."
         self.state, _, _ = self.env.step(next((c for c in self.state["_valid_commands"] if c.strip() == action.strip()), action))
         if action.startswith("go to ") and "Nothing happens" not in self.state.feedback: self.at = action[len("go to "):].strip()
         self.text = ""
@@ -532,6 +532,9 @@ class AlfworldEngine:
     def walkthrough(self, task_id: str) -> list[str]:
         "The planner's solution: it knows where everything lies."
         return [a.strip() for a in AlfredGame(self.game(task_id), True, self.libraries).state["extra.walkthrough"]]
+
+    def drop(self, game: AlfredGame):
+        "Nothing to do: a game that is given up returns its library by itself."
 
     def restart(self):
         "Nothing to restart: the engine lives in this process."
