@@ -7,7 +7,7 @@ __all__ = ['MAX_EXACT', 'ROW', 'mae', 'rmse', 'bias', 'skill', 'regret', 'covera
            'permutations', 'exact_p', 'chance', 'mean_se', 'within_se', 'wilson', 'bootstrap_weights',
            'bootstrap_means', 'percentile', 'resample', 'Interval', 'value_interval', 'metric_draws', 'metric_interval',
            'paired_interval', 'noise_floor', 'truth_table', 'episode_array', 'policy_lines', 'floor_rows', 'rank_line',
-           'summary_line', 'summary_table', 'with_truth']
+           'apart_chain', 'apart_line', 'summary_line', 'summary_table', 'with_truth']
 
 # %% ../nbs/04_metrics.ipynb #82e53782
 from dataclasses import dataclass
@@ -433,6 +433,29 @@ def rank_line(
     return {f"rho eps={tag}": rho, f"p eps={tag}": exact_p(at["truth"], at["value"]), f"rho eps={tag} lower": low, f"rho eps={tag} upper": high}
 
 # %% ../nbs/04_metrics.ipynb #b214b968
+def apart_chain(
+    truth,            # measured values, (n,)
+    gap: float = .05, # least distance between neighbours of the chain
+) -> np.ndarray:      # indices of the chain, lowest truth first
+    "The longest chain of policies that are at least `gap` apart in truth, built from the lowest upward."
+    truth, chain = np.asarray(truth, float), []
+    for i in np.argsort(truth, kind="stable"):
+        if not chain or truth[i] >= truth[chain[-1]] + gap - 1e-12: chain.append(int(i))
+    return np.array(chain, int)
+
+
+def apart_line(
+    lines: pd.DataFrame,  # policy lines of one estimator
+    epsilon: float,       # agents are ranked at this epsilon
+    gap: float = .05,     # in truth
+) -> dict:                # rho_apart, its exact p and n_apart at this epsilon; rho is NaN with fewer than three agents
+    "Rank correlation over the agents of one epsilon that are at least `gap` apart in truth."
+    tag, at = f"eps={epsilon:g}", lines[lines["epsilon"] == epsilon]
+    at = at.iloc[apart_chain(at["truth"], gap)]
+    rho, p = (spearman(at["truth"], at["value"]), exact_p(at["truth"], at["value"])) if len(at) > 2 else (np.nan, np.nan)
+    return {f"rho_apart {tag}": rho, f"p_apart {tag}": p, f"n_apart {tag}": len(at)}
+
+# %% ../nbs/04_metrics.ipynb #db4d3129
 def summary_line(
     lines: pd.DataFrame,     # policy lines of one estimator
     pool_mean: float = None, # mean return of the logs, for skill
@@ -440,6 +463,7 @@ def summary_line(
     level: float = .9,       # of the intervals
     resamples: int = 2000,   # B
     seed: int = 0,           # key of the draws
+    apart: float = .05,      # least distance in truth between agents of `rho_apart`
 ) -> dict:                   # column -> number
     "All metrics of one estimator over its policies."
     known = lines.dropna(subset=["value", "truth"])
@@ -455,7 +479,7 @@ def summary_line(
         out["MAE eps=0"] = mae(zero["truth"], zero["value"]) if len(zero) else np.nan
         out["coverage"] = coverage(V, valued["lower"], valued["upper"])
     for epsilon in epsilons:
-        out |= rank_line(known, epsilon, level, resamples, seed)
+        out |= rank_line(known, epsilon, level, resamples, seed) | apart_line(known, epsilon, apart)
     agents = known[known["epsilon"] == 0]
     if len(agents):
         best = agents.loc[agents["truth"].idxmax()]
@@ -465,12 +489,12 @@ def summary_line(
             out |= {"bias of best": best["value"] - best["truth"], "best inside": np.nan if np.isnan(best["lower"]) else float(inside)}
     return out
 
-# %% ../nbs/04_metrics.ipynb #e63c91b5
+# %% ../nbs/04_metrics.ipynb #5d59bdae
 def summary_table(
     rows: pd.DataFrame,      # rows of any number of settings and estimators of one cell
     truth=None,              # truth_table output to use instead of the truth the rows carry
     metric: str = "reward",  # or "success"
-    **options,               # pool_mean, epsilons, level, resamples, seed of summary_line
+    **options,               # pool_mean, epsilons, level, resamples, seed, apart of summary_line
 ) -> pd.DataFrame:           # one line per setting and estimator, in the order of the rows
     "One line per setting and estimator: value errors, skill, ranks with exact p, coverage (epsilon = 1 counted once)."
     lines = policy_lines(rows, metric)

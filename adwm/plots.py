@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'COLORS', 'MARKERS', 'styled', 'color_of', 'save_figure', 'scatter', 'epsilon_curves', 'error_ladder',
-           'estimate_figure', 'loss_curves', 'calibration', 'weight_concentration', 'stage_bars']
+           'estimate_figure', 'loss_curves', 'calibration', 'weight_concentration', 'classical_figure', 'stage_bars']
 
 # %% ../nbs/50_plots.ipynb #8156be7f
 from functools import wraps
@@ -160,14 +160,20 @@ def error_ladder(
     column: str = "MAE",     # or "MAE eps=0" (no interval)
     ax=None,                 # axes to draw on; None: a new figure
 ):                           # the figure
-    "Mean absolute errors, best first, with their intervals, the know-nothing floors in grey."
+    "Mean absolute errors, best first, with their intervals, the know-nothing floors in grey; what is off the scale at the edge."
     table = summary[summary[column].notna()].sort_values(column)
+    known = table[column][table.index.get_level_values(0) == "floor"]
+    edge = 2 * known.max() if len(known) else np.inf
     ax = ax or plt.subplots(figsize=(5, .32 * len(table) + .9), layout="constrained")[1]
     names = [e if s == "floor" else f"{e}, {s}" for s, e in table.index]
     colors = color_of([s for s, _ in table.index])
     for at, ((setting, _), line) in enumerate(table.iterrows()):
+        if line[column] > edge:
+            ax.plot(edge, at, ">", color=colors[setting], ms=6)
+            ax.annotate(f"{line[column]:.3g}", (edge, at), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=7)
+            continue
         if f"{column} lower" in table:
-            ax.hlines(at, line[f"{column} lower"], line[f"{column} upper"], color=colors[setting], lw=4, alpha=.35)
+            ax.hlines(at, line[f"{column} lower"], min(line[f"{column} upper"], edge), color=colors[setting], lw=4, alpha=.35)
         ax.plot(line[column], at, "o", color=colors[setting], ms=6)
         ax.annotate(f"{line[column]:.3f}", (line[column], at), (0, 5), textcoords="offset points", ha="center", fontsize=7)
     if floor is not None:
@@ -262,6 +268,31 @@ def weight_concentration(
     return fig
 
 # %% ../nbs/50_plots.ipynb #d9f3306a
+@styled
+def classical_figure(
+    curves: pd.DataFrame,       # (setting, estimator) x epsilon; the first row is the truth
+    diagnostics: pd.DataFrame,  # (policy, epsilon) with a column ess
+    trajectories: int,          # of the pool
+    shown=("DM (paper)", "IS", "WIS", "FQE", "DR"),
+):                              # the figure
+    "Curves of classical estimators beside the truth, and the effective sample size of every policy."
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.5), layout="constrained")
+    named = [("ours", "ADWM"), *(("classical", n) for n in shown)]
+    colors = color_of(["ours", *shown]) | {shown[0]: COLORS["floor"]}   # a constant, like the floors
+    for key in [k for k in named if k in curves.index]:
+        left.plot(curves.columns, curves.loc[key], "o-", ms=3.5, color=colors[key[0] if key[0] == "ours" else key[1]], lw=2.4 if key[0] == "ours" else 1.4, label=key[1])
+    truth = curves.iloc[0]
+    left.plot(curves.columns, truth, "s--", color=COLORS["truth"], ms=4, lw=1.2, label="measured")
+    left.set(xlabel="epsilon", ylabel="value, mean over agents", ylim=(min(0, truth.min()) - .05, 2 * truth.max() + .05), title="curves over epsilon")
+    left.legend(fontsize=7.5, ncols=2)
+    for color, (policy, part) in zip(sns.color_palette("viridis", diagnostics.index.get_level_values(0).nunique()), diagnostics.groupby(level=0, sort=False)):
+        right.plot(part.index.get_level_values(1), part["ess"], "o-", ms=3.5, color=color, label=policy)
+    right.axhline(20, color="#8c8c8c", lw=1, ls=":")
+    right.set(yscale="log", xlabel="epsilon", ylabel="trajectories", ylim=(.8, trajectories), title=f"effective sample size of {trajectories} logged")
+    right.legend(fontsize=7, ncols=2)
+    return fig
+
+# %% ../nbs/50_plots.ipynb #d51086f2
 @styled
 def stage_bars(
     seconds: dict,  # stage -> seconds, or a DataFrame with columns stage and seconds

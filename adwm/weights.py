@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['ESTIMATED', 'UNRELIABLE', 'IMPOSSIBLE', 'FORMS', 'Estimate', 'impossible', 'Estimator', 'Probe', 'mix_probes',
-           'reference_probe', 'action_span', 'agent_probe', 'probe_from_agent', 'exact_probe', 'Logs', 'pad', 'stack',
-           'discounts', 'is_terms', 'pdis_terms', 'normalised', 'ratio_terms', 'wis_terms', 'stepwis_terms', 'kish_ess',
-           'largest_share', 'hill', 'action_coverage', 'WeightRule', 't_quantile', 'conclude', 'Weighted',
+           'spread_draws', 'reference_probe', 'thin', 'write_probe', 'read_probe', 'action_span', 'agent_probe',
+           'probe_from_agent', 'exact_probe', 'Logs', 'pad', 'stack', 'discounts', 'is_terms', 'pdis_terms',
+           'normalised', 'ratio_terms', 'wis_terms', 'stepwis_terms', 'kish_ess', 'largest_share', 'hill',
+           'action_coverage', 'resolved', 'WeightRule', 't_quantile', 'conclude', 'behavior_of', 'Weighted',
            'action_features', 'conditional_logit', 'fit_behavior']
 
 # %% ../nbs/40_weights.ipynb #b29c9bfa
-import math
+import gzip, json, math
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 from statistics import NormalDist
-from typing import Protocol
+from typing import Callable, Protocol
 
 import numpy as np
 
-from .core import UserError, key_rng
-from .envs import Domain, State
+from .core import UserError, atomic_write, key_rng
+from .envs import Domain, State, words
 from .episodes import Episode
 from .metrics import mean_se
 from .policies import ReferencePolicy, mixture_log_prob
@@ -85,23 +88,56 @@ def mix_probes(
     logp = tuple(mixture_log_prob(x, y, epsilon) for x, y in zip(agent.logp, reference.logp))
     return Probe(agent.policy, epsilon, logp, tuple(actions), tuple(weights), None, parts)
 
+def spread_draws(
+    p: np.ndarray,              # (k,) probabilities
+    m: int,
+    rng: np.random.Generator,
+) -> dict:                      # index -> weight, at most m of them
+    "m systematic draws: evenly spaced points under one random offset. Unbiased, and closer to p than independent draws."
+    at = np.minimum(np.searchsorted(np.cumsum(p) / np.sum(p), (np.arange(m) + rng.random()) / m, side="right"), len(p) - 1)
+    return {int(i): float(n) / m for i, n in zip(*np.unique(at, return_counts=True))}
+
 def reference_probe(
     domain: Domain,
     pool: list[Episode],
     m: int = 8,       # draws where u has more actions than this
     seed: int = 0,
 ) -> Probe:
-    "The probe of the reference distribution: all its actions where there are at most m, else m draws."
+    "The probe of the reference distribution: all its actions where there are at most m, else m systematic draws."
     actions, weights = [], []
     for e in pool:
         us = [domain.reference(e.task, t.obs, t.choices) for t in e.turns]
-        few = [len(u.actions) <= m for u in us]
-        rng = [key_rng(seed, "reference probe", e.task.id, e.policy, e.index, t) for t in range(len(us))]
-        actions.append(tuple(u.actions if f else tuple(u.sample(r) for _ in range(m)) for u, f, r in zip(us, few, rng)))
-        weights.append(tuple(u.probs if f else np.full(m, 1 / m) for u, f in zip(us, few)))
+        draws = [dict(enumerate(u.probs)) if len(u.actions) <= m else spread_draws(u.probs, m, key_rng(seed, "reference probe", e.task.id, e.policy, e.index, t)) for t, u in enumerate(us)]
+        actions.append(tuple(tuple(u.actions[i] for i in d) for u, d in zip(us, draws)))
+        weights.append(tuple(np.array(list(d.values())) for d in draws))
     return Probe("reference", 1.0, tuple(ReferencePolicy(domain).log_probs(pool)), tuple(actions), tuple(weights))
 
 # %% ../nbs/40_weights.ipynb #d031f1a2
+def thin(
+    probe: Probe,
+    m: int,          # actions kept at most
+    seed: int = 0,
+) -> Probe:
+    "The same probe with at most m actions at every prefix, drawn systematically; log-probabilities stay."
+    draws = [[dict(enumerate(w)) if len(w) <= m else spread_draws(w, m, key_rng(seed, "thin", i, t)) for t, w in enumerate(row)] for i, row in enumerate(probe.weights)]
+    actions = tuple(tuple(tuple(acts[k] for k in d) for acts, d in zip(row, ds)) for row, ds in zip(probe.actions, draws))
+    return replace(probe, actions=actions, weights=tuple(tuple(np.array(list(d.values())) for d in ds) for ds in draws), action_logp=None, parts=None)
+
+# %% ../nbs/40_weights.ipynb #87a9f06d
+def write_probe(path: str | Path, probe: Probe) -> Path:
+    "Keep a probe (without the parts of a mixture) as gzipped JSON; the same probe gives the same bytes."
+    text = lambda row: [None if np.isneginf(x) else float(x) for x in row]
+    said = dict(policy=probe.policy, epsilon=probe.epsilon, logp=[text(r) for r in probe.logp], actions=probe.actions, weights=[[list(map(float, w)) for w in r] for r in probe.weights])
+    return atomic_write(path, gzip.compress(json.dumps(said).encode(), mtime=0))
+
+def read_probe(path: str | Path) -> Probe:
+    "The probe that `write_probe` kept; raises UserError for anything else."
+    try: said = json.loads(gzip.decompress(Path(path).read_bytes()))
+    except (OSError, ValueError) as err: raise UserError(f"{path} is not a probe ({err}): delete it, and it is made again") from err
+    logp = tuple(np.array([-np.inf if x is None else x for x in r], float) for r in said["logp"])
+    return Probe(said["policy"], said["epsilon"], logp, tuple(tuple(map(tuple, r)) for r in said["actions"]), tuple(tuple(np.array(w, float) for w in r) for r in said["weights"]))
+
+# %% ../nbs/40_weights.ipynb #73191e93
 def action_span(
     prompt: list[int],  # tokens of the history alone
     full: list[int],    # tokens of history and action
@@ -113,7 +149,7 @@ def action_span(
 
 assert action_span([5, 6, 7], [5, 6, 9, 9]) == (2, 4) and action_span([5, 6], [5, 6, 9]) == (2, 3)
 
-# %% ../nbs/40_weights.ipynb #27d5e71b
+# %% ../nbs/40_weights.ipynb #c703520f
 def agent_probe(
     agent,                # a Policy with log_probs and sessions
     pool: list[Episode],
@@ -147,7 +183,7 @@ def _score_actions(agent, pool, taken):
     for key, lp in zip(asked, agent.log_probs(cut)): asked[key] = lp[-1]
     return tuple(tuple(np.array([asked[i, t, a] for a in acts]) for t, acts in enumerate(row)) for i, row in enumerate(taken))
 
-# %% ../nbs/40_weights.ipynb #1c96c937
+# %% ../nbs/40_weights.ipynb #ffd3b1b0
 def probe_from_agent(
     agent,                        # a Policy
     pool: list[Episode],
@@ -181,7 +217,7 @@ def exact_probe(
         weights.append(tuple(row[row > 0] for row in p))
     return Probe(name, epsilon, tuple(logp), tuple(actions), tuple(weights), tuple(tuple(np.log(w) for w in row) for row in weights))
 
-# %% ../nbs/40_weights.ipynb #c703520f
+# %% ../nbs/40_weights.ipynb #123b2fc3
 @dataclass(frozen=True)
 class Logs:
     "A pool as the weight estimators see it."
@@ -217,7 +253,7 @@ def stack(
     ratio = pad([np.asarray(p, float) - b for p, b in zip(probe.logp, behavior)])
     return Logs(ratio.cumsum(1), pad([np.array([t.reward for t in e.turns]) for e in pool]), alive, np.array([e.task.id for e in pool]))
 
-# %% ../nbs/40_weights.ipynb #3edfc710
+# %% ../nbs/40_weights.ipynb #8bd4eafc
 def discounts(logs: Logs, discount: float) -> np.ndarray:  # (T,)
     "discount^t."
     return discount ** np.arange(logs.reward.shape[1])
@@ -242,7 +278,7 @@ def pdis_terms(
     w, shift = _scaled(np.where(logs.alive & (logs.reward != 0), logs.logw, -np.inf))
     return (w * logs.reward) @ discounts(logs, discount), shift
 
-# %% ../nbs/40_weights.ipynb #5b45200e
+# %% ../nbs/40_weights.ipynb #186c308a
 def normalised(
     logw: np.ndarray,  # (n, ...) log-weights
 ) -> np.ndarray:       # weights summing to one along the first axis; 0 where all are impossible
@@ -275,7 +311,7 @@ def stepwis_terms(
     share = normalised(logw)
     return sum(d * ratio_terms(share[:, t], logs.reward[:, t]) for t, d in enumerate(discounts(logs, discount))), 0.0
 
-# %% ../nbs/40_weights.ipynb #f4d7be8b
+# %% ../nbs/40_weights.ipynb #636cbe6b
 def kish_ess(logw: np.ndarray) -> float:  # between 0 and n
     "Kish's effective sample size of log-weights (n,)."
     share = normalised(np.asarray(logw, float))
@@ -299,15 +335,25 @@ def hill(
 def action_coverage(
     pool: list[Episode],
     probe: Probe,
-    key=lambda obs, action: (obs, action),  # what counts as the same action on the same page
-) -> float:                                 # in [0, 1]; NaN for a probe without actions
+    key: Callable = lambda obs, action: (obs, action),  # what counts as the same action on the same page
+) -> float:                                             # in [0, 1]; NaN for a probe without actions
     "Weight of the target's actions at logged prefixes that the pool has seen taken on such a page."
+    if probe.parts: return (1 - probe.epsilon) * action_coverage(pool, probe.parts[0], key) + probe.epsilon * action_coverage(pool, probe.parts[1], key)
     seen = {key(t.obs, t.action) for e in pool for t in e.turns}
     hits = [(w * [key(t.obs, a) in seen for a in acts]).sum() for e, A, W in zip(pool, probe.actions, probe.weights)
             for t, acts, w in zip(e.turns, A, W) if len(acts)]
     return float(np.mean(hits)) if hits else np.nan
 
-# %% ../nbs/40_weights.ipynb #054c12d1
+# %% ../nbs/40_weights.ipynb #211d080a
+def resolved(domain: Domain) -> Callable:  # (page, action) -> key
+    "A key for `action_coverage`: kind of page, template, and the words of the resolved argument in any order."
+    @lru_cache(maxsize=None)
+    def key(obs: str, action: str):
+        template, argument = domain.template(action, obs)
+        return domain.page_type(obs), template, frozenset(words(argument))
+    return key
+
+# %% ../nbs/40_weights.ipynb #4b0fda43
 @dataclass(frozen=True)
 class WeightRule:
     "When weights are not to be believed."
@@ -322,7 +368,7 @@ class WeightRule:
         if tail < self.min_tail: return f"the weights have tail index {tail:.2f}: below {self.min_tail:g} their variance is infinite"
         return ""
 
-# %% ../nbs/40_weights.ipynb #24921e11
+# %% ../nbs/40_weights.ipynb #18bcc54d
 def t_quantile(
     p: float,   # in (0, 1)
     df: float,  # degrees of freedom
@@ -350,8 +396,13 @@ def conclude(
     scale = math.exp(shift) if shift > -745 else 0.0
     return Estimate(scale * mean, (scale * (mean - half), scale * (mean + half)), UNRELIABLE if reason else ESTIMATED, reason, notes or {})
 
-# %% ../nbs/40_weights.ipynb #c68d3cd1
+# %% ../nbs/40_weights.ipynb #6407c1e4
 FORMS = {"IS": is_terms, "PDIS": pdis_terms, "WIS": wis_terms, "step-WIS": stepwis_terms}
+
+def behavior_of(estimator, pool: list[Episode], seed: int = 0):  # per episode (T,), or None: as logged
+    "The behavior log-probabilities that an estimator asks for: as logged, fitted before, or fitted now."
+    if estimator.behavior == "known": return None
+    return list(estimator.fitted) if estimator.fitted is not None else fit_behavior(pool, estimator.domain, seed)
 
 @dataclass(frozen=True)
 class Weighted:
@@ -362,7 +413,8 @@ class Weighted:
     discount: float = 1.0
     level: float = 0.9
     rule: WeightRule = WeightRule()
-    domain: Domain | None = None  # needed when the behavior is estimated
+    domain: Domain | None = None  # needed when the behavior is estimated here
+    fitted: tuple | None = None   # log pi_b that was estimated before, per episode (T,)
 
     def __post_init__(self):
         if self.form not in FORMS: raise UserError(f"there is no weighting '{self.form}': choose among {', '.join(FORMS)}")
@@ -378,7 +430,7 @@ class Weighted:
         if len(pool) < 2: return impossible(f"the pool holds {len(pool)} trajectories: at least two are needed")
         if self.behavior == "known" and any(t.logp is None for e in pool for t in e.turns):
             return impossible("the pool was logged without behavior log-probabilities: use the fitted behavior or an estimator without weights")
-        return self.from_logs(stack(pool, probe, fit_behavior(pool, self.domain, seed) if self.behavior == "estimated" else None))
+        return self.from_logs(stack(pool, probe, behavior_of(self, pool, seed)))
 
     def from_logs(self, logs: Logs) -> Estimate:
         "The same from arrays."
@@ -388,7 +440,7 @@ class Weighted:
         terms = FORMS[self.form](logs, self.discount, *([self.after_end] if self.form == "step-WIS" else []))
         return conclude(*terms, logs.task, self.rule.reason(ess, share, tail), self.level, dict(ess=ess, share=share, tail=tail))
 
-# %% ../nbs/40_weights.ipynb #211d080a
+# %% ../nbs/40_weights.ipynb #45ecc4db
 def action_features(
     domain: Domain,
     episode: Episode,
@@ -409,7 +461,7 @@ def action_features(
         out[i, len(templates):] = over(task), over(before), a in done, min(len(said), 8) / 8, over(task) * t / 8
     return out
 
-# %% ../nbs/40_weights.ipynb #4b0fda43
+# %% ../nbs/40_weights.ipynb #d830fb88
 def conditional_logit(
     x: np.ndarray,       # (rows, d) features of candidates
     offset: np.ndarray,  # (rows,) log u
@@ -436,7 +488,7 @@ def conditional_logit(
         if size * np.abs(step).max() < 1e-8: break
     return theta, log_prob(theta)
 
-# %% ../nbs/40_weights.ipynb #7b4dec6b
+# %% ../nbs/40_weights.ipynb #326b526a
 def fit_behavior(
     pool: list[Episode],
     domain: Domain,

@@ -133,7 +133,8 @@ def test_committed_agents_act_again_as_logged(manifest):
     spec, folder = cell_of(manifest), manifest.parent
     simulator, tasks = cell_tasks(spec); place = {t.id: t for ts in tasks.values() for t in ts}
     pool, truth = read_episodes(folder / "pool.jsonl.gz"), read_truth(folder / "truth.csv.gz")
-    policies = {**load_agents(folder, (*spec.collect.behaviors, *spec.collect.targets), simulator.domain), "reference": ReferencePolicy(simulator.domain)}
+    home = folder if (folder / "agents").is_dir() else folder.parent / json.loads(manifest.read_text())["notes"]["agents"]   # another cell's agents
+    policies = {**load_agents(home, (*spec.collect.behaviors, *spec.collect.targets), simulator.domain), "reference": ReferencePolicy(simulator.domain)}
     wanted = [(e.policy, e.task, e.epsilon, e.index, e.seed, digest(e)) for e in pool[::len(pool) // 20][:20]]
     wanted += [(r["policy"], place[r["task_id"]], r["epsilon"], r["replicate"], r["seed"], r["digest"]) for r in truth[::len(truth) // 20][:20]]
     assert len(wanted) == 40 and reroll(simulator, policies, wanted, spec.horizon) == []

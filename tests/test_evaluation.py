@@ -2,6 +2,7 @@
 import dataclasses, json, os, shutil, subprocess, sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -37,6 +38,48 @@ def test_same_seeds_same_bytes_from_an_empty_cache(run, tmp_path):
     assert again.rows.to_csv(index=False) == run.rows.to_csv(index=False)
 
 
+def test_classical_estimators_are_rows_with_a_status(run):
+    rows = run.rows[run.rows["setting"] == "classical"]
+    every = {"IS", "PDIS", "WIS", "step-WIS (hold)", "step-WIS (zero)", "DM (paper)", "DM", "FQE", "FQE (paper's filter)", "FQE (mixed at evaluation)", "DR", "WDR", "MAGIC",
+             "IS, fitted behavior", "WIS, fitted behavior", "DR, fitted behavior", "WDR, fitted behavior", "checkpoint replay"}
+    assert set(rows["estimator"]) == every and set(rows["metric"]) == {"reward"} and (rows["n_rollouts"] == run.config.classical.pool).all()
+    together = rows[rows["seed"] == "all"]
+    policies = len(run.config.collect.targets) * len(run.config.imagine.epsilons) + 1
+    assert not together.duplicated(["estimator", "policy", "epsilon"]).any() and len(together) == policies * len(every)
+    kind = rows["status"].str.split(": ").str[0]
+    assert set(kind) <= {"estimated", "unreliable", "cannot be estimated"} and (rows["status"].str.contains(": ") == (kind != "estimated")).all()
+    for column in ("value", "lower", "upper"): assert (np.isfinite(rows[column]) == (kind != "cannot be estimated")).all()
+    assert rows["truth"].notna().all() and (together[together["epsilon"] == 1]["policy"] == "shared").all()
+    flat = together[together["estimator"] == "DM (paper)"]["value"]
+    assert np.allclose(flat, np.mean([e.ret for e in logged(run)])), "no policy in it"
+
+
+def logged(run):
+    from adwm.evaluation import freeze, logs
+    return logs(freeze(run.config), run.config.classical.pool)[0]
+
+
+def test_classical_tables(run):
+    line, seeds, curves, told = run.paper_line(), run.per_seed(), run.curve_table(), run.diagnostics()
+    assert ("classical", "WIS") in line.index and ("ours", "ADWM") in line.index and line.loc[("floor", "-eps"), "rho over eps"] > 0.9
+    assert ("classical", "FQE") in seeds.index and ("classical", "WIS") not in seeds.index
+    assert list(curves.columns) == [*run.config.imagine.epsilons, 1.0] and curves.index[0] == ("truth", "measured")
+    assert told["coverage"].between(0, 1).all() and (told["ess"] <= run.config.classical.pool).all() and ("shared", 1.0) in told.index
+    assert run.classical_figure() is not None and "rho_apart eps=0" in run.summary()
+
+
+def test_classical_stage_resumes_from_the_probes(run, tmp_path):
+    from adwm.evaluation import cache_folder, classical_stage, freeze, probe_stage
+    text, folder = freeze(run.config), cache_folder(run.config)
+    agent = run.config.collect.targets[0]
+    done, probe = classical_stage(text, agent), probe_stage(text, agent)
+    before, stamp = (done / "estimates.json").read_bytes(), probe.stat().st_mtime_ns
+    assert done.parent == folder
+    shutil.rmtree(done)
+    assert classical_stage(text, agent) == done and (done / "estimates.json").read_bytes() == before
+    assert probe.stat().st_mtime_ns == stamp, "the probe was not asked for again"
+
+
 def test_second_run_comes_from_the_cache(run):
     from adwm.evaluation import evaluate
     again = evaluate(run.config)
@@ -64,7 +107,7 @@ def test_estimates_do_not_see_the_truth(run, tmp_path, monkeypatch):
 
 
 def test_methods_cannot_reach_the_truth():
-    for name in ("schedule", "guidance", "world_model", "fitting", "adapter", "retrieval", "readouts", "imagination", "selfchecks", "weights", "fitted"):
+    for name in ("schedule", "guidance", "world_model", "fitting", "adapter", "retrieval", "readouts", "imagination", "selfchecks", "weights", "fitted", "probes"):
         path = root() / "adwm" / f"{name}.py"
         if not path.exists(): continue
         text = path.read_text()

@@ -1,5 +1,6 @@
 """Fitted values and their corrections against exact oracles, plain loops and each other."""
 from dataclasses import replace
+from decimal import Decimal, getcontext
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ from scipy.optimize import minimize
 from test_weights import everything, log_ratio, logs_of, random_logs
 
 from adwm.core import UserError, key_rng
-from adwm.fitted import (Corrected, DMPaper, Fitted, HistoryKey, NetConfig, NetFitter, Remember, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
-                         fit_values, fqe_iterate, fqe_net, fqe_solve, magic_terms, make_net, returns_to_go, simplex_qp, standardiser, transitions, wdr_terms)
+from adwm.fitted import (Corrected, DMPaper, Encoded, Fitted, HistoryKey, NetConfig, NetFitter, Remember, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
+                         fit_together, fit_values, fqe_iterate, fqe_net, fqe_nets, fqe_solve, is_random, likely, magic_terms, make_net, returns_to_go, simplex_qp, standardiser, transitions, wdr_terms)
 from adwm.tabular import TabularDomain, action_values, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value
-from adwm.weights import IMPOSSIBLE, UNRELIABLE, Logs, conclude, exact_probe, mix_probes, pdis_terms
+from adwm.weights import IMPOSSIBLE, UNRELIABLE, Logs, action_coverage, conclude, exact_probe, mix_probes, pdis_terms, t_quantile
 
 torch.set_num_threads(1)
 mean = lambda terms: float(np.exp(terms[1]) * terms[0].mean())
@@ -96,6 +97,29 @@ def test_huge_ratios_stay_finite():
         assert np.isfinite([est.value, *est.interval]).all() and est.status == UNRELIABLE
 
 
+@pytest.mark.parametrize("form", ["DR", "WDR"])
+@pytest.mark.parametrize("kind", ["mixed", "all low", "all high", "one giant"])
+def test_values_and_intervals_at_500_nats_against_sixty_digits(form, kind):
+    getcontext().prec = 60
+    n, T, rng = 30, 6, key_rng(1, kind)
+    totals = {"mixed": rng.uniform(-500, 500, n), "all low": -500 + rng.normal(size=n), "all high": 500 - rng.exponential(size=n), "one giant": np.r_[500.0, np.full(n - 1, -500.0)]}[kind]
+    logs = Logs((rng.dirichlet(np.ones(T), n) * totals[:, None]).cumsum(1), rng.uniform(0, 1, (n, T)), np.ones((n, T), bool))
+    q, v = rng.uniform(0, 1, (2, n, T))
+    exact = lambda a: [[Decimal(float(x)) for x in row] for row in a]
+    W, r, Q, V = [[x.exp() for x in row] for row in exact(logs.logw)], exact(logs.reward), exact(q), exact(v)
+    delta = [[r[i][t] + (V[i][t + 1] if t + 1 < T else 0) - Q[i][t] for t in range(T)] for i in range(n)]
+    x = [V[i][0] for i in range(n)]
+    for t in range(T):
+        total = sum(W[i][t] for i in range(n))
+        middle = sum(W[i][t] * delta[i][t] for i in range(n)) / total
+        x = [x[i] + (W[i][t] * delta[i][t] if form == "DR" else middle + n * W[i][t] / total * (delta[i][t] - middle)) for i in range(n)]
+    m = sum(x) / n
+    half = Decimal(t_quantile(0.95, n - 1)) * (sum((a - m) ** 2 for a in x) / (n - 1) / n).sqrt()
+    est = Corrected(None, form=form).from_logs(logs, q, v)
+    for mine, sure in ((est.value, m), (est.interval[0], m - half), (est.interval[1], m + half)):
+        assert np.isfinite(mine) and abs(Decimal(float(mine)) - sure) <= Decimal("1e-8") * max(abs(sure), abs(m), half)
+
+
 def test_quadratic_program_against_scipy():
     for seed in range(6):
         A = key_rng(seed, "qp").normal(size=(6, 4 if seed % 2 else 6))
@@ -160,6 +184,48 @@ def test_network_fit_is_the_plain_loop_and_depends_on_the_seed_alone(world):
     assert np.abs(q(rows.x) - net(z(rows.x))[:, 0].detach().numpy()).max() < 1e-4
 
 
+def test_networks_side_by_side_are_the_networks_one_by_one(world):
+    p, b, e, u, pool = world
+    own, other = exact_probe(p, e, pool), exact_probe(p, u, pool, "reference", 1.0)
+    encode = Encoded(TextFeatures(TabularDomain(), 12))
+    rows = [encode.rows(pool, mix_probes(own, other, x)) for x in (0.0, 0.3)]
+    several, config = [rows[0], rows[1], rows[1].only(np.arange(100))], NetConfig(width=16, epochs=2)
+    together = fqe_nets(several, config, 0.9, seed=5)
+    for r, q in zip(several, together): assert np.abs(q(r.x) - fqe_net(r, config, 0.9, seed=5)(r.x)).max() < 1e-5
+    assert np.abs(together[1](rows[1].x) - together[2](rows[1].x)).max() > 1e-3, "rows out of use are not learned from"
+    with pytest.raises(UserError): fqe_nets([rows[0], transitions(pool, own, TextFeatures(TabularDomain(), 12))], config)
+    fitter = Remember(NetFitter(config))
+    fit_together(pool, [mix_probes(own, other, x) for x in (0.0, 0.3)], encode, fitter, 2, 1.0, 0)
+    before = set(fitter.known)
+    assert len(before) == 8, "two epsilons: all rows, the filter, two folds"
+    for it in classical(encode, fitter, NetFitter(config, bootstrap=False)):
+        if is_random(it) and it.fitter is fitter: it.estimate(pool, mix_probes(own, other, 0.3), 0)
+    assert set(fitter.known) == before, "nothing is fitted twice"
+
+
+def test_remembered_rows_are_those_of_the_mixture(world):
+    p, b, e, u, pool = world
+    own, other, key = exact_probe(p, e, pool), exact_probe(p, u, pool, "reference", 1.0), HistoryKey()
+    encode = Encoded(key)
+    for x in (0.0, 0.4, 1.0):
+        probe = mix_probes(own, other, x)
+        kept, plain = encode.rows(pool, probe), transitions(pool, probe, key)
+        dense = lambda r: np.stack([np.bincount(a, w, key.size) for a, w in zip(r.actions, r.weight)])
+        assert np.abs(dense(kept) - dense(plain)).max() < 1e-12 and (kept.x == plain.x).all()
+        assert abs(encode.coverage(pool, probe) - action_coverage(pool, probe)) < 1e-12
+    assert encode.rows(pool, mix_probes(own, other, 0.4)).actions is encode.rows(pool, mix_probes(own, other, 0.1)).actions
+    thinned = Encoded(key, m=1).rows(pool, own)
+    assert thinned.actions.shape[1] == 1 and (thinned.weight == 1).all()
+
+
+def test_the_filter_keeps_the_likelier_half_even_where_most_are_impossible(world):
+    p, b, e, u, pool = world
+    probe = exact_probe(p, e, pool)
+    some = replace(probe, logp=tuple(np.full(len(x), -np.inf) if i % 4 else x for i, x in enumerate(probe.logp)))
+    kept = likely(some)
+    assert kept.sum() == len(pool) // 2 and kept[::4].all()
+
+
 def test_features_the_logs_never_show_cannot_blow_up():
     x = np.zeros((50, 3))
     x[:, 0], x[0, 1] = np.arange(50), 1e-3
@@ -201,7 +267,7 @@ def test_the_family_on_one_pool(world):
         assert np.isfinite(est.value) and est.interval[0] <= est.value <= est.interval[1] and (est.status == "estimated") == (est.reason == "")
         assert it.estimate(pool, probe, 0).value == est.value
         assert it.estimate(pool[:1], exact_probe(p, e, pool[:1]), 0).status == IMPOSSIBLE
-    assert len(names) == 16
+    assert len(names) == 18
     flat = [DMPaper().estimate(pool, mix_probes(*probe.parts, x), 0).value for x in (0.0, 1.0)]
     assert flat[0] == flat[1] == pytest.approx(np.mean([x.ret for x in pool]))
 

@@ -1,5 +1,6 @@
 """Metrics against scipy, against closed forms and against the figures printed in the paper."""
 import time
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -209,6 +210,27 @@ def test_refused_rows_are_counted_not_hidden():
     assert line["policies"] == 13 and line["refused"] == 2 and line["MAE"] < .02
     rows[["value"]] = np.nan
     assert m.summary_table(rows, pool_mean=.3).loc[("ours", "ADWM"), "refused"] == 13
+
+
+def test_rank_over_agents_that_are_apart():
+    assert list(m.apart_chain([.50, .10, .14, .15, .52, .20])) == [1, 3, 5, 0], "from the lowest upward, each .05 above the last taken"
+    rng = np.random.default_rng(0)
+    for _ in range(20):  # no chain with this spacing is longer
+        t = np.sort(rng.random(8) * .4)
+        longest = max(k for k in range(1, 9) for c in combinations(t, k) if k == 1 or np.diff(c).min() >= .05)
+        assert len(m.apart_chain(t)) == longest
+    truth, rows = m.truth_table(cell()), rows_of(m.truth_table(cell()), shift=.02)
+    zero = truth[truth["epsilon"] == 0].sort_values("truth")
+    n = len(m.apart_chain(zero["truth"], .1))
+    line = m.summary_table(rows, apart=.1).loc[("ours", "ADWM")]
+    assert line["n_apart eps=0"] == n and line["rho_apart eps=0"] == (1 if n > 2 else pytest.approx(np.nan, nan_ok=True))
+    assert np.isnan(m.summary_table(rows, apart=5).loc[("ours", "ADWM"), "rho_apart eps=0"]) and m.summary_table(rows, apart=5).loc[("ours", "ADWM"), "n_apart eps=0"] == 1
+    swapped = rows.copy()   # two neighbours closer than the gap: their order does not count
+    close = swapped["policy"].isin(zero["policy"].iloc[:2]) & (swapped["epsilon"] == 0)
+    swapped.loc[close, "value"] = swapped.loc[close, "value"].to_numpy()[::-1]
+    gap = float(zero["truth"].iloc[1] - zero["truth"].iloc[0]) + 1e-6
+    after = m.summary_table(swapped, apart=gap).loc[("ours", "ADWM")]
+    assert after["rho eps=0"] < 1 and after["n_apart eps=0"] < len(zero)
 
 
 def test_another_truth_beside_the_same_rows():

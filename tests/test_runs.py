@@ -75,3 +75,11 @@ def test_failed_job_keeps_the_others(tmp_path):
 
 def test_environments_name_real_cells():
     for name, e in ENVIRONMENTS.items(): assert e.cell in CELLS and read_cell(e.cell, root() / "params")["env"] == name
+
+
+def test_a_cell_without_assets_says_how_to_make_them(monkeypatch, tmp_path):
+    import dataclasses
+    from adwm import evaluation
+    (tmp_path / "assets").mkdir(); monkeypatch.setattr(evaluation, "root", lambda: tmp_path)
+    with pytest.raises(UserError, match="are not in the repository; make them with: papermill .* -p source remake"):
+        evaluation.load_data(evaluation.freeze(dataclasses.replace(load_config(), title="nothing here")))

@@ -16,7 +16,7 @@ needs_engine = pytest.mark.skipif(sw.unavailable() is not None, reason=sw.unavai
 
 @pytest.fixture(scope="module")
 def sim():
-    simulator = sw.ScienceWorldSimulator(engines=1, short=True)
+    simulator = sw.ScienceWorldSimulator(engines=1, short=True, teleport=True)
     yield simulator
     simulator.close()
 
@@ -57,8 +57,7 @@ def test_features_tell_a_right_focus_from_a_wrong_one():
     d, task = sw.ScienceWorldDomain(), "Your task is to find the animal with the longest life span.  Focus on the animal with the longest life span."
     page = PAGE.replace("dove egg", "mouse")
     def last(action):
-        s = advance(State(Task("t", task, page, CHOICES), page, CHOICES), action, 0.0, TERMINAL, ())
-        return d.features(task, s.turns, action, TERMINAL)
+        return d.features(task, (), action, page)  # as readouts ask: the turns before, the last action, the page it was taken on
     right, wrong = last("focus on baby beaver"), last("focus on mouse")
     assert right.shape == wrong.shape and not np.array_equal(right, wrong)
     assert d.hidden(advance(State(Task("t", task, page, ()), page, ()), "focus on mouse", 0.0, page, ()).turns) == "focus on mouse"
@@ -67,6 +66,23 @@ def test_features_tell_a_right_focus_from_a_wrong_one():
 def test_relevant_actions():
     valid = ["focus on air", "focus on bathroom door", "focus on dove", "move orange to bowl", "move orange to kitchen", "move dove to bowl", "put down orange", "mix orange", "teleport to kitchen", "go to door to kitchen"]
     assert sw.relevant(valid) == ("focus on dove", "move orange to bowl", "put down orange", "teleport to kitchen")
+
+
+def test_instruction_in_short():
+    d = sw.ScienceWorldDomain()
+    assert d.render_task("Your task is to find a(n) living thing. First, focus on the thing. Then, move it to the purple box in the living room.") == "find living thing , purple box in living room"
+    assert d.render_task("Your task is to find the animal with the longest life span.  The animals are in the 'outside' location.  Focus on the animal with the longest life span.") == "longest life span"
+    both = "Your task is to find the animal with the longest life span, then the shortest life span. First, focus on the animal with the longest life span.  Then, focus on the animal with the shortest life span. The animals are in the 'outside' location."
+    assert d.render_task(both) == "longest life span then shortest life span" and d.render_task("Boil  Water") == "boil water"
+
+
+def test_the_way_through_the_house():
+    for a in sw.HOUSE:
+        for b in sw.HOUSE:
+            here, steps = a, 0
+            while here != b: here, steps = sw.towards(here, b), steps + 1
+            assert steps <= 4
+    assert sw.towards("question", "kitchen") == "kitchen"
 
 
 def test_bad_ids():
@@ -96,6 +112,34 @@ def test_gold_paths_win_and_rewards_sum_to_the_value(sim):
         if not live: break
         for i, o in zip(live, sim.step([states[i] for i in live], [golds[i][turn] for i in live], [()] * len(live))): states[i], ended[i] = o.state, o.terminated
     for s, e in zip(states, ended): assert e and s.obs == TERMINAL and sum(t.reward for t in s.turns) == 1.0
+
+
+@needs_engine
+def test_quick_list_is_the_engines_filtered():
+    engine = sw.ScienceEngine(short=True)
+    for task in ("find-plant-9", "lifespan-longest-lived-4"):
+        game = engine.open(task)
+        for turn in range(5):
+            engine.random.setSeed(0); quick = sw.relevant(game.valid())  # of several names that fit, the engine draws one
+            engine.random.setSeed(0); full = sw.relevant(list(game.java.getValidActionObjectCombinations()))
+            assert quick == full
+            game.step(str(key_rng(0, task, turn).choice([a for a in quick if not a.startswith("focus")])), show=False)
+        engine.drop(game)
+    engine.close()
+
+
+@needs_engine
+def test_walking_expert_wins_and_objects_are_used_again():
+    simulator, tasks = sw.cell_tasks(0, 6, 6)
+    train = sw.training_worlds(0, train=6)[0]
+    ids = [t.id for t in (*tasks["pool"], *tasks["fresh"], *train.tasks)]
+    assert len(set(ids)) == 18 and train.simulator is simulator and not any(c.startswith("teleport") for c in tasks["pool"][0].choices)
+    rows, player = make_rows(tasks["pool"]), simulator.players[0]
+    won = rollout(simulator, sw.ScienceWorldExpert(simulator), rows, 0, sw.HORIZON, env="scienceworld")
+    assert np.mean([e.ret for e in won]) > .9 and 3 < np.mean([len(e.turns) for e in won]) < 9 and player.engine.spare
+    player.pages.clear(); player.games.clear()
+    assert [to_line(e) for e in rollout(simulator, sw.ScienceWorldExpert(simulator), rows, 0, sw.HORIZON, env="scienceworld")] == [to_line(e) for e in won]
+    simulator.close(); sw._simulator.cache_clear(); sw.training_worlds.cache_clear()
 
 
 @needs_engine
@@ -163,7 +207,7 @@ def test_killed_collection_equals_uninterrupted_one(tmp_path, sim):
         from adwm import scienceworld as sw
         from adwm.policies import ReferencePolicy
         from adwm.rollouts import make_rows, rollout
-        sim, calls, step = sw.ScienceWorldSimulator(1, focus=False, short=True), 0, sw.ScienceWorldSimulator.step
+        sim, calls, step = sw.ScienceWorldSimulator(1, focus=False, short=True, teleport=True), 0, sw.ScienceWorldSimulator.step
         def counted(self, *a):
             global calls; calls += 1
             if calls == 6: os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Our numbers against SCOPE-RL 0.2.1: recomputed where it is installed, else as recorded by tests/benchmarks/scope_rl_reference.py."""
+"""Our numbers against SCOPE-RL 0.2.1 and, at T = 1, OBP 0.4.1: recomputed where they are installed, else as recorded by tests/benchmarks/{scope_rl,obp}_reference.py."""
 import sys
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+import obp_reference
 from scope_rl_reference import data, load, numbers
 
 from adwm.fitted import dr_terms, wdr_terms
@@ -38,3 +39,14 @@ def test_numbers_agree_with_scope_rl(T):
     assert theirs == pytest.approx(RECORDED[T], abs=1e-12), "the recorded numbers are those of the installed version"
     for name in ("DM", "IS", "PDIS", "DR"): assert mine[name] == pytest.approx(theirs[name], abs=1e-10)
     for name in ("WIS", "SNPDIS", "SNDR"): assert mine[name] == pytest.approx(theirs[name], abs=2e-9), "SCOPE-RL adds 1e-10 to each denominator"
+
+
+# pip install --no-deps --target SITE obp==0.4.1 && PYTHONPATH=SITE python tests/benchmarks/obp_reference.py
+OBP = {"DM": 1.5436771485691758, "IS": 0.48517326183887766, "DR": 0.6938663661045561, "WIS": 0.5706239412483921, "WDR": 0.5441942500940733}
+
+
+def test_numbers_agree_with_obp_at_one_turn():
+    classes = obp_reference.load()
+    theirs, mine = obp_reference.numbers(classes) if classes else OBP, ours(1)
+    assert theirs == pytest.approx(OBP, abs=1e-12), "the recorded numbers are those of the installed version"
+    for name, own in dict(DM="DM", IS="IS", DR="DR", WIS="WIS", WDR="SNDR").items(): assert mine[own] == pytest.approx(theirs[name], abs=1e-10)

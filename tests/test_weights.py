@@ -9,7 +9,8 @@ from scipy import stats
 from adwm.core import UserError, key_rng
 from adwm.tabular import (Sample, TabularAgent, TabularDomain, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value)
 from adwm.weights import (ESTIMATED, FORMS, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, action_span, exact_probe, fit_behavior, hill, is_terms,
-                          kish_ess, largest_share, mix_probes, normalised, pdis_terms, probe_from_agent, reference_probe, stack, stepwis_terms, t_quantile, wis_terms)
+                          kish_ess, largest_share, mix_probes, normalised, pdis_terms, probe_from_agent, read_probe, reference_probe, resolved, spread_draws, stack, stepwis_terms,
+                          t_quantile, thin, wis_terms, write_probe)
 
 getcontext().prec = 60
 
@@ -209,3 +210,44 @@ def test_fitted_behavior_recovers_a_policy_its_features_can_express(world):
     pool = to_episodes(p, draw(p, u, 300, key_rng(3, "pool")), u)
     gap = np.concatenate(fit_behavior(pool, TabularDomain())) - np.concatenate([[t.logp for t in x.turns] for x in pool])
     assert np.abs(gap).mean() < 0.15
+
+
+def test_behavior_fitted_before_is_used_as_it_is(world):
+    p, b, e, pool = world
+    probe, domain = exact_probe(p, e, pool), TabularDomain()
+    before = tuple(fit_behavior(pool, domain))
+    assert Weighted("WIS", "estimated", fitted=before).estimate(pool, probe).value == Weighted("WIS", "estimated", domain=domain).estimate(pool, probe).value
+
+
+def test_a_probe_survives_being_written(world, tmp_path):
+    p, b, e, pool = world
+    probe = exact_probe(p, e, pool)
+    probe = replace(probe, logp=(np.full(len(pool[0].turns), -np.inf), *probe.logp[1:]))
+    first, again = (write_probe(tmp_path / n, probe).read_bytes() for n in "ab")
+    back = read_probe(tmp_path / "a")
+    assert first == again and back.actions == probe.actions and all((x == y).all() for x, y in zip(back.logp, probe.logp))
+    assert all((x == y).all() for r, q in zip(back.weights, probe.weights) for x, y in zip(r, q))
+    (tmp_path / "c").write_bytes(b"no probe")
+    with pytest.raises(UserError): read_probe(tmp_path / "c")
+
+
+def test_thinning_is_unbiased_and_keyed(world):
+    p, b, e, pool = world
+    w, mean = np.array([.5, .3, .15, .05]), np.zeros(4)
+    for i in range(4000):
+        for k, x in spread_draws(w, 2, key_rng(i, "t")).items(): mean[k] += x / 4000
+    assert np.abs(mean - w).max() < 0.02
+    probe = exact_probe(p, e, pool)
+    few = thin(probe, 1, 3)
+    assert all(len(a) == 1 and x[0] == 1 for r, q in zip(few.actions, few.weights) for a, x in zip(r, q)) and few.actions == thin(probe, 1, 3).actions
+    assert thin(probe, 9).actions == probe.actions
+
+
+def test_resolved_coverage_forgives_word_order_and_line_numbers():
+    from adwm.webshop import WebShopDomain
+    domain = WebShopDomain()
+    key = resolved(domain)
+    assert key("WebShop [SEP] Search", "search[red cotton shirt]") == key("WebShop [SEP] Search", "search[shirt red cotton]") != key("WebShop [SEP] Search", "search[red shirt]")
+    page = lambda a, b: f"Back to Search [SEP] Page 1 (Total results: 2) [SEP] Next > [SEP] {a} [SEP] {b}"
+    one, two = "B000000001 [SEP] red shirt [SEP] $10.0", "B000000002 [SEP] blue mug [SEP] $5.0"
+    assert key(page(one, two), "click[b000000001]") == key(page(two, one), "click[b000000001]") != key(page(one, two), "click[b000000002]")
