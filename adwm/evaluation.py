@@ -13,7 +13,7 @@ __all__ = ['FIT_CODE', 'IMAGINE_CODE', 'PROBE_CODE', 'STAGES', 'PAPER_FIVE', 'Da
            'Checked', 'Compared', 'curve_rho', 'Classical', 'Evaluation', 'label_folder', 'real_episodes',
            'side_by_side']
 
-# %% ../nbs/52_evaluation.ipynb #89120f4c
+# %% ../nbs/52_evaluation.ipynb #ac5e316b
 import dataclasses, importlib, json, shutil, tempfile, time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +29,7 @@ from .policies import ReferencePolicy
 from .rollouts import make_rows, rollout
 from .runs import EstimatorPart, RunConfig, environment, run_jobs, spec_of
 
-# %% ../nbs/52_evaluation.ipynb #8939daf7
+# %% ../nbs/52_evaluation.ipynb #d3489613
 @dataclass(frozen=True)
 class Data:
     "What an evaluation may see: logs, tasks and agents. The truth is not among it."
@@ -80,7 +80,7 @@ def load_data(
     return Data(folder, pool, read_tasks(folder / "fresh.jsonl"), {n: path(n) for n in config.collect.targets}, {n: path(n) for n in config.collect.behaviors},
                 stage_key(dict(files=digest(manifest, ("pool", "fresh")), logged=logged)), {n: digest(known, f"agents/{n}/") for n in names})
 
-# %% ../nbs/52_evaluation.ipynb #d3489613
+# %% ../nbs/52_evaluation.ipynb #9629ddf5
 def freeze(config: RunConfig) -> str:
     "A configuration as text, for workers and keys."
     return json.dumps(dataclasses.asdict(config), sort_keys=True)
@@ -116,7 +116,7 @@ def remake_command(config: RunConfig) -> str:
     "What a reader types to make agents, pool and truth again."
     return f"papermill nbs/eval.ipynb outputs/eval-remade.ipynb -p env {config.env} -p cell {config.cell} -p source remake"
 
-# %% ../nbs/52_evaluation.ipynb #6b3fbe2d
+# %% ../nbs/52_evaluation.ipynb #8dc37890
 class Plain(Domain):
     "A domain that knows nothing of the environment but its reference distribution."
     def __init__(self, domain: Domain): self.reference, self.choices, self.pays_at_truncation = domain.reference, domain.choices, domain.pays_at_truncation
@@ -169,7 +169,7 @@ def agent_of(config_json: str, name: str):
     if path is None: raise UserError(f"there is no agent '{name}' in {data.folder}; the valid ones are {', '.join([*data.targets, *data.behaviors])}")
     return load_agent(path, domain_of(config.env), config.collect.temperature, name)
 
-# %% ../nbs/52_evaluation.ipynb #640e0c9f
+# %% ../nbs/52_evaluation.ipynb #05d5cba1
 FIT_CODE = ("episodes", "envs", "schedule", "guidance", "world_model", "fitting")
 
 def fit_stage(
@@ -194,7 +194,7 @@ def env_code(config: RunConfig) -> tuple[str, ...]:
     "The module of the environment, for source hashes."
     return (environment(config.env).module.split(".")[-1],)
 
-# %% ../nbs/52_evaluation.ipynb #9eed39b8
+# %% ../nbs/52_evaluation.ipynb #3055f5e0
 def adapter_stage(
     config_json: str,
     name: str,         # which of the configuration's adapters
@@ -227,7 +227,7 @@ def soft_reading(config_json: str, part: EstimatorPart, agent: str, fitted, how)
     adapter = load_adapter(adapter_stage(config_json, part.adapter, part.fit, agent), reader)
     return adapter, Continuation(reader, adapter, fitted.model.schedule, how.gamma) if how.gamma else None
 
-# %% ../nbs/52_evaluation.ipynb #efde4313
+# %% ../nbs/52_evaluation.ipynb #a09c446f
 IMAGINE_CODE = ("episodes", "envs", "policies", "rollouts", "agents", "schedule", "guidance", "world_model", "fitting", "retrieval", "readouts", "imagination")
 
 def simulator_of(
@@ -292,7 +292,7 @@ def brief(note: dict) -> dict:
     "A simulator's note of one turn, without what is long."
     return {k: (round(float(v), 4) if isinstance(v, (float, np.floating)) else v) for k, v in note.items() if k in ("relation", "distance") and v is not None}
 
-# %% ../nbs/52_evaluation.ipynb #fb06975d
+# %% ../nbs/52_evaluation.ipynb #89aa2970
 def imagined(
     config: RunConfig,
     number: int,      # of the estimator
@@ -320,7 +320,7 @@ def read_success(config_json: str, part: EstimatorPart, episodes: list) -> np.nd
         out[rows] = readout.predict([e.task for e in ended], [e.turns[:-1] for e in ended], [e.turns[-1].action for e in ended], [e.turns[-1].obs for e in ended])
     return out
 
-# %% ../nbs/52_evaluation.ipynb #57d45523
+# %% ../nbs/52_evaluation.ipynb #55beacb7
 def estimate_rows(
     config: RunConfig,
     part: EstimatorPart,
@@ -343,7 +343,7 @@ def estimate_rows(
                     for (p, e), v, lo, hi in zip(policies, found.value, found.lower, found.upper)]
     return pd.DataFrame(out, columns=ROW)
 
-# %% ../nbs/52_evaluation.ipynb #d340a673
+# %% ../nbs/52_evaluation.ipynb #040da1da
 def read_truth_frame(
     config: RunConfig,
     split: str = "pool",
@@ -365,7 +365,7 @@ def compare(
     tables = {m: truth_table(same, m) for m in rows["metric"].unique()}
     return pd.concat([with_truth(rows[rows["metric"] == m], t) for m, t in tables.items()], ignore_index=True)
 
-# %% ../nbs/52_evaluation.ipynb #28760922
+# %% ../nbs/52_evaluation.ipynb #0e4ed298
 def gate_stage(
     config_json: str,
     number: int,        # of the estimator
@@ -410,7 +410,7 @@ def status_of(part: EstimatorPart, report: dict) -> str:
     if report["passed"]: return "estimated"
     return f"{'unreliable' if part.setting == 'paper' else 'refused'}: {'; '.join(report['reasons'])}"
 
-# %% ../nbs/52_evaluation.ipynb #fa708088
+# %% ../nbs/52_evaluation.ipynb #d308269e
 def check_fold(config: RunConfig, fresh: bool) -> int:
     "What the self-checks hold out: a fold of the tasks, or the strongest logging agent."
     return 0 if fresh else config.folds + len(config.collect.behaviors) - 1
@@ -436,7 +436,7 @@ def check_stage(
         atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
     return cached(cache_folder(config), "checks-tasks" if fresh else "checks-agent", key, make)
 
-# %% ../nbs/52_evaluation.ipynb #8ac5ae43
+# %% ../nbs/52_evaluation.ipynb #048c2c3a
 PROBE_CODE = ("episodes", "envs", "policies", "agents", "weights", "probes")
 
 def probe_key(config: RunConfig, agent: str) -> dict:
@@ -463,7 +463,7 @@ def probe_stage(
         atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
     return cached(cache_folder(config), f"probe-{agent}", probe_key(config, agent), make)
 
-# %% ../nbs/52_evaluation.ipynb #9ac80ee7
+# %% ../nbs/52_evaluation.ipynb #eea2f2be
 @lru_cache(maxsize=1)
 def bench_of(config_json: str) -> tuple:
     "What the classical estimators of one process share: (pool, reference's probe, encoder, two fitters, estimators)."
@@ -500,7 +500,7 @@ def classical_stage(
         atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
     return cached(cache_folder(config), f"classical-{agent}", key, make)
 
-# %% ../nbs/52_evaluation.ipynb #eea2f2be
+# %% ../nbs/52_evaluation.ipynb #53a5b826
 def estimate_line(estimator, pool: list, probe, seed: int) -> dict:
     "One estimate as it is kept; what is not a number is kept as None."
     from adwm.fitted import is_random
@@ -535,7 +535,7 @@ def classical_rows(
                          truth=np.nan, truth_se=np.nan, n_rollouts=n, n_truth=0, status=status) for seed, numbers, status in [("all", mean, told(worst["status"], worst["reason"])), *each]]
     return pd.DataFrame(out, columns=ROW).astype({k: float for k in ("value", "lower", "upper")})
 
-# %% ../nbs/52_evaluation.ipynb #6f42271a
+# %% ../nbs/52_evaluation.ipynb #36399985
 STAGES = {"world models": fit_stage, "readout gates": gate_stage, "adapters": adapter_stage, "imagination": imagine_stage, "self-checks": check_stage,
           "probes": probe_stage, "classical estimators": classical_stage}
 
@@ -579,7 +579,7 @@ def check_fit(config: RunConfig) -> str:
     "The world model whose held-out copy the self-checks question: that of the first estimator of `ours`."
     return next((p.fit for p in config.estimators if p.setting == "ours" and p.fit), next(iter(config.fits)))
 
-# %% ../nbs/52_evaluation.ipynb #85d9e05d
+# %% ../nbs/52_evaluation.ipynb #e516d01b
 class Results:
     "A finished run: estimates of every estimator with the truth beside them, one row each."
     def __init__(self, config: RunConfig, data: Data, seconds: dict):
@@ -609,7 +609,7 @@ class Results:
         rows = self.rows[self.rows["seed"] == "all"]
         return rows[rows["estimator"].isin(self.fresh) == fresh]
 
-# %% ../nbs/52_evaluation.ipynb #b8638a80
+# %% ../nbs/52_evaluation.ipynb #92d3fa2b
 class Checked(Results):
     "A finished run's setup, logs, checks and gates as tables."
     def setup(self) -> pd.DataFrame:
@@ -654,7 +654,7 @@ class Checked(Results):
         lines = {(a, agent): json.loads((adapter_stage(freeze(self.config), a, f, agent) / "report.json").read_text()) for a, f, agent in used}
         return pd.DataFrame(lines).T.rename_axis(["adapter", "agent"]) if lines else pd.DataFrame()
 
-# %% ../nbs/52_evaluation.ipynb #f1f6bbf6
+# %% ../nbs/52_evaluation.ipynb #49080e5a
 class Compared(Checked):
     "A finished run's estimates, errors, ranks and paired differences as tables."
     def table(self, setting: str = "ours", estimator: str = "ADWM", metric: str = "reward") -> pd.DataFrame:
@@ -705,7 +705,7 @@ class Compared(Checked):
         table = self.table(setting, estimator).xs(0.0, level="epsilon")
         return str(table["value"].idxmax() if table["value"].notna().any() else table.index[0])
 
-# %% ../nbs/52_evaluation.ipynb #a1733b9a
+# %% ../nbs/52_evaluation.ipynb #36180b53
 PAPER_FIVE = ("DM (paper)", "IS", "WIS", "FQE (paper's filter)", "DR")   # the baselines of the paper's Table 2
 
 def curve_rho(lines: pd.DataFrame) -> float:
@@ -767,7 +767,7 @@ class Classical(Compared):
         if not self.config.classical: return None
         return classical_figure(self.curve_table(), self.diagnostics(), len(logs(freeze(self.config), self.config.classical.pool)[0]))
 
-# %% ../nbs/52_evaluation.ipynb #05da075d
+# %% ../nbs/52_evaluation.ipynb #2b491771
 class Evaluation(Classical):
     "A finished run: everything above, figures, episodes as text, and `save`."
     def figure(self, estimator: str = "ADWM"):
@@ -820,7 +820,7 @@ def label_folder(config: RunConfig) -> Path:
     if config.profile == "smoke": return Path(tempfile.mkdtemp(prefix="adwm-"))
     return root() / "outputs" / (config.cell if config.profile == "default" else f"{config.cell}-{config.profile}")
 
-# %% ../nbs/52_evaluation.ipynb #5a2e5970
+# %% ../nbs/52_evaluation.ipynb #587f9453
 def real_episodes(config: RunConfig, agent: str, tasks: list[Task]) -> list:
     "The same agent on the same tasks in the real environment, as when the truth was measured."
     from adwm.collection import cell_tasks

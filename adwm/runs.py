@@ -6,7 +6,7 @@
 __all__ = ['ENVIRONMENTS', 'Environment', 'environment', 'FitPart', 'EstimatorPart', 'ImaginePart', 'ClassicalPart', 'RunConfig',
            'overlay', 'read_cell', 'parse_seeds', 'load_config', 'spec_of', 'check_config', 'run_jobs']
 
-# %% ../nbs/51_runs.ipynb #843ba8f1
+# %% ../nbs/51_runs.ipynb #016c7953
 import dataclasses, importlib, os, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from .collection import CellSpec, Collect
 from .core import UserError, from_dict, root
 
-# %% ../nbs/51_runs.ipynb #5211cf6e
+# %% ../nbs/51_runs.ipynb #9827f8fa
 @dataclass(frozen=True)
 class Environment:
     "Where an environment's code is and which cell stands for it."
@@ -35,7 +35,7 @@ def environment(
     if name not in ENVIRONMENTS: raise UserError(f"there is no environment '{name}'; the valid ones are {', '.join(ENVIRONMENTS)}")
     return ENVIRONMENTS[name]
 
-# %% ../nbs/51_runs.ipynb #2495fe8d
+# %% ../nbs/51_runs.ipynb #e4d5f460
 @dataclass(frozen=True)
 class FitPart:
     "One world model to train: a setting of the method, and what to change in it."
@@ -73,7 +73,7 @@ class ImaginePart:
     epsilons: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5)   # epsilon = 1 is added once, shared by all agents
     chunk: int = 256                                      # rows of fixed membership that are rolled together
 
-# %% ../nbs/51_runs.ipynb #82340537
+# %% ../nbs/51_runs.ipynb #fcb0a762
 @dataclass(frozen=True)
 class ClassicalPart:
     "The classical estimators of a cell."
@@ -84,7 +84,7 @@ class ClassicalPart:
     net: dict = field(default_factory=dict)       # fields of fitted.NetConfig
     pool: int = 0             # use only this many of the logged trajectories; 0 is all
 
-# %% ../nbs/51_runs.ipynb #606ea15f
+# %% ../nbs/51_runs.ipynb #00f6a316
 @dataclass(frozen=True)
 class RunConfig:
     "Everything that decides the numbers of one cell (one file of params/ under one profile)."
@@ -109,7 +109,7 @@ class RunConfig:
     workers: int = 2                  # processes
     cache: str = ".cache"             # working state, git-ignored; relative to the project's root
 
-# %% ../nbs/51_runs.ipynb #fa5318ce
+# %% ../nbs/51_runs.ipynb #c0fc1a9b
 def overlay(
     base: dict,
     change: dict,   # nested values that replace those of base; mappings merge, everything else is replaced
@@ -143,7 +143,7 @@ def parse_seeds(
     try: return tuple(int(s) for s in parts if str(s) != "")
     except (TypeError, ValueError): raise UserError(f"seeds must be whole numbers such as 0,1,2, not {seeds!r}") from None
 
-# %% ../nbs/51_runs.ipynb #c0fc1a9b
+# %% ../nbs/51_runs.ipynb #b274fd1e
 def load_config(
     env: str = "",                 # an environment, "" for that of the cell, or webshop where no cell is named either
     cell: str = "",                # a file of params/, "" for the environment's default
@@ -187,7 +187,7 @@ def check_config(config: RunConfig) -> RunConfig:
     if not config.imagine.seeds: raise UserError("imagine.seeds is empty: name at least one seed")
     return config
 
-# %% ../nbs/51_runs.ipynb #af066a1c
+# %% ../nbs/51_runs.ipynb #2ef14b22
 def _worker(function: str, arguments: tuple):
     import torch
     torch.set_num_threads(1)
