@@ -289,6 +289,7 @@ class TabularReference:
 class TabularDomain:
     "What is specific to the tabular process: the interface every domain has."
     name = "tabular"
+    pays_at_truncation = False
 
     def page_type(self, obs: str) -> str:
         "All pages are of one type, but for the end."
@@ -321,6 +322,14 @@ class TabularDomain:
     def free_search(self, obs: str, choices: tuple[str, ...] = ()) -> bool:
         "No free text here."
         return False
+
+    def choices(self, task: Task, obs: str, logged: tuple[str, ...]) -> tuple[str, ...]:
+        "The same page offers the same in every task."
+        return logged
+
+    def vocabulary_name(self, action: str) -> str:
+        "Actions are few: each is its own entry."
+        return action
 
     def reference(self, task: Task, obs: str, choices: tuple[str, ...]) -> TabularReference:
         "Uniform over the page's choices."
