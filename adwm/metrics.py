@@ -6,8 +6,8 @@
 __all__ = ['MAX_EXACT', 'ROW', 'mae', 'rmse', 'bias', 'skill', 'regret', 'coverage', 'ranks', 'spearman', 'kendall',
            'permutations', 'exact_p', 'chance', 'mean_se', 'within_se', 'wilson', 'bootstrap_weights',
            'bootstrap_means', 'percentile', 'resample', 'Interval', 'value_interval', 'metric_draws', 'metric_interval',
-           'paired_interval', 'noise_floor', 'truth_table', 'episode_array', 'policy_lines', 'floor_rows', 'rank_line',
-           'apart_chain', 'apart_line', 'summary_line', 'summary_table', 'with_truth']
+           'paired_interval', 'Floor', 'noise_floor', 'truth_table', 'episode_array', 'policy_lines', 'floor_rows',
+           'rank_line', 'apart_chain', 'apart_line', 'summary_line', 'summary_table', 'with_truth']
 
 # %% ../nbs/04_metrics.ipynb #82e53782
 from dataclasses import dataclass
@@ -318,6 +318,17 @@ def _mean(table):
     return table.reshape(-1, table.shape[-1]).mean(0)
 
 # %% ../nbs/04_metrics.ipynb #56738e73
+@dataclass(frozen=True)
+class Floor(Interval):
+    "What a perfect simulator scores: mean and interval over its runs, and their 10th percentile."
+    tenth: float
+
+
+def _floor(draws: np.ndarray, level: float) -> Floor:
+    "A score's draws as mean, interval and 10th percentile."
+    return Floor(float(np.nanmean(draws)), *map(float, percentile(draws, level)), float(np.nanquantile(draws, .1)))
+
+
 def noise_floor(
     truth,                    # measured values, (P,)
     truth_se,                 # their standard errors, (P,)
@@ -325,13 +336,14 @@ def noise_floor(
     level: float = .9,        # of the intervals
     resamples: int = 10_000,  # B
     seed: int = 0,            # key of the draws
-) -> dict:                    # metric name -> Interval, for mae and rho
+    epsilon=(),               # epsilon of every policy, (P,): ranks are then also taken at each epsilon by itself
+) -> dict:                    # metric name -> Floor: mae, rho, and "rho eps=..." wherever three agents or more share an epsilon
     "What a perfect simulator with the same counts would score against the measured truth."
     rng, truth = key_rng(seed, "noise_floor"), np.asarray(truth, float)
     V, E = (truth + np.asarray(se, float) * rng.normal(size=(resamples, len(truth))) for se in (truth_se, rollout_se))
-    errors, rho = mae(V, E), spearman(V, E)
-    return {"mae": Interval(float(errors.mean()), *map(float, percentile(errors, level))),
-            "rho": Interval(float(np.nanmean(rho)), *map(float, percentile(rho, level)))}
+    same = {f"rho eps={e:g}": np.asarray(epsilon) == e for e in sorted(set(epsilon))}
+    return {k: _floor(d, level) for k, d in {"mae": mae(V, E), "rho": spearman(V, E)}.items()} | {
+        k: _floor(spearman(V[:, at], E[:, at]), level) for k, at in same.items() if at.sum() > 2}
 
 # %% ../nbs/04_metrics.ipynb #1d3d2ba6
 ROW = ["cell", "setting", "estimator", "policy", "epsilon", "seed", "metric", "value", "lower", "upper",

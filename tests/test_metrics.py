@@ -262,3 +262,13 @@ def test_printed_figures(name):
     V, E, pool, rho, error, rho_eps, error_pool = PAPER[name]
     assert np.isclose(m.spearman(V, E), rho, atol=6e-4) and np.isclose(m.mae(V, E), error, atol=6e-4)
     assert np.isclose(m.spearman(V, -np.arange(5)), rho_eps, atol=6e-4) and np.isclose(m.mae(V, pool), error_pool, atol=6e-4)
+
+
+def test_perfect_simulator_at_each_epsilon():
+    V, epsilon = np.r_[np.linspace(.2, .7, 6), np.linspace(.20, .23, 6), .1, .2], np.r_[np.zeros(6), np.full(6, .25), .5, .5]
+    floor = m.noise_floor(V, np.full(14, .015), np.full(14, .02), epsilon=epsilon)
+    assert list(floor) == ["mae", "rho", "rho eps=0", "rho eps=0.25"], "two agents cannot be ranked"
+    assert floor["rho eps=0"].tenth > .9 and floor["rho eps=0.25"].tenth < .5, "agents .006 apart cannot be ordered, by a perfect simulator neither"
+    for f in floor.values(): assert f.lower <= f.tenth <= f.upper
+    alone = m.noise_floor(V, np.full(14, .015), np.full(14, .02))
+    assert alone["mae"] == floor["mae"] and alone["rho"] == floor["rho"], "asking more changes nothing that was asked before"

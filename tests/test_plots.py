@@ -105,3 +105,19 @@ def test_no_rows_is_a_sentence_and_style_is_left_alone():
 def test_colours_keep_their_meaning():
     colors = plots.color_of(["ours", "paper", "a", "b"])
     assert colors["ours"] == plots.COLORS["ours"] and len(set(colors.values())) == 4
+
+
+def test_pictures_have_a_palette_and_keep_their_colours(tmp_path):
+    from PIL import Image
+    path = plots.save_figure(plots.epsilon_curves(rows()), tmp_path / "curves.png")
+    picture = Image.open(path)
+    assert picture.mode == "P" and len(picture.getcolors()) <= 96
+    shown = np.array([c for _, c in picture.convert("RGB").getcolors()])
+    wanted = [tuple(int(plots.COLORS[k][i:i + 2], 16) for i in (1, 3, 5)) for k in ("ours", "paper", "truth")] + [(255, 255, 255)]
+    for color in wanted: assert np.abs(shown - color).max(1).min() <= 16, color
+    assert path.read_bytes() == plots.save_figure(plots.epsilon_curves(rows()), tmp_path / "again.png").read_bytes()
+
+
+def test_names_without_a_fixed_colour_resemble_no_fixed_one():
+    rgb = lambda c: np.array([int(c[i:i + 2], 16) for i in (1, 3, 5)])
+    for spare in plots.SPARE: assert min(np.abs(rgb(spare) - rgb(c)).sum() for c in plots.COLORS.values()) > 60
