@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'HORIZON', 'ROOMS', 'CENTER', 'TRAINING', 'unavailable', 'Game', 'check_game', 'tables', 'generate_game',
-           'generate_games', 'load_games', 'light_copy', 'speed_up', 'page_text', 'AlfredGame', 'Spot', 'House',
-           'place_of', 'kind_of', 'AlfworldDomain', 'Aim', 'parse_task', 'AlfworldProgress', 'AlfworldEngine', 'Street',
-           'AlfworldSimulator', 'seen_things', 'AlfworldExplorer', 'domain', 'cell_tasks', 'training_worlds']
+           'generate_games', 'load_games', 'light_copy', 'speed_up', 'page_text', 'AlfredGame', 'Spot', 'Shared',
+           'House', 'place_of', 'kind_of', 'AlfworldDomain', 'Aim', 'parse_task', 'AlfworldProgress', 'AlfworldEngine',
+           'Street', 'AlfworldSimulator', 'seen_things', 'AlfworldExplorer', 'domain', 'cell_tasks', 'training_worlds']
 
 # %% ../nbs/19_alfworld.ipynb #be2ea843
 import contextlib, copy, functools, gzip, hashlib, importlib.util, json, os, re, shutil, sys, types, weakref, zlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from .core import UserError, atomic_write, key_rng, root
-from .envs import Domain, Outcome, State, World, advance
+from .envs import Domain, State, World
 from .episodes import TERMINAL, Task, Turn
-from .scienceworld import EngineDied, Page, Replayer
+from .policies import ScriptedPolicy
+from .replayer import Page, Replayed, Replayer
 
 # %% ../nbs/19_alfworld.ipynb #3b25aff0
 TYPES = ("pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep",
@@ -33,8 +34,6 @@ def unavailable() -> str | None:  # None where ALFWorld can run
             compiler = "" if shutil.which("g++") and shutil.which("make") else " after `apt-get install g++ make`, since a planner is compiled"
             return f"ALFWorld needs the package '{name}', which is not installed: pip install 'adwm[alfworld]'{compiler}"
     return None
-
-
 
 # %% ../nbs/19_alfworld.ipynb #5171d913
 @dataclass(frozen=True)
@@ -300,24 +299,29 @@ class Spot:
     __slots__ = ("changed", "path", "at", "held", "choices", "moves", "won", "after")
     def __init__(self, changed, path, at): self.changed, self.path, self.at, self.after = changed, path, at, {}
 
+@dataclass(eq=False)
+class Shared:
+    "What houses share: one planner library, and where it stands."
+    libraries: list = field(default_factory=list)   # none yet, or the one
+    rules: dict | None = None                       # the engine's actions, the same for all houses
+    at: Spot | None = None                          # the state that the library is in
+    spots: int = 0                                  # states kept, of all houses
+
 class House:
     "One game as the graph of its states; the engine computes a transition once."
-    def __init__(
-        self,
-        game: Game,
-        engine: dict,     # what all houses share: the planner library, the spot where it stands, how many spots there are
-    ):
+    def __init__(self, game: Game, shared: Shared):
         speed_up()
-        live = AlfredGame(game, False, engine["libraries"][:])
-        self.game, self.engine, env = game, engine, live.env.unwrapped
-        engine["libraries"] = [env.downward_lib]
+        live = AlfredGame(game, False, shared.libraries[:])
+        self.game, self.shared, env = game, shared, live.env.unwrapped
+        shared.libraries = [env.downward_lib]
         self.state, self.grammar, self.infos = env._pddl_state, env._logic.grammar, env._entity_infos
         self.sas, self.base, self.facts = self.state.sas.encode(), frozenset(self.state.facts), {k: frozenset(v) for k, v in self.state._facts.items()}
         self.commands, self.actions, self.menus = {}, {}, {}   # operator -> name; operator -> (action, effects); operators -> (name -> operator, names)
-        self.state._actions = engine.setdefault("rules", self.state._actions)    # the same for all houses; what only loading needs is dropped
+        shared.rules = self.state._actions = self.state._actions if shared.rules is None else shared.rules
+        # what only loading needs is dropped
         self.state.task, self.state.sas, self.state.sas_replan, env.state, env._game_data = None, "", "", None, {}
         self.start, self.first = self._spot(frozenset(), (), live.at), live.page()
-        self.spots, self.engine["at"] = {(frozenset(), live.at): self.start}, self.start
+        self.spots, shared.at = {(frozenset(), live.at): self.start}, self.start
 
     def page(self, actions: tuple[str, ...]) -> Page:
         "The page after these actions."
@@ -328,7 +332,7 @@ class House:
         if not actions: return self.first
         return Page(TERMINAL, (), 1.0, True) if spot.won else Page(page_text(said, spot.at, spot.held), spot.choices, 0.0, False)
 
-# %% ../nbs/19_alfworld.ipynb #dc5c8e9f
+# %% ../nbs/19_alfworld.ipynb #241a9208
 def _patched(cls):
     "Add functions to a class, so that each can stand in the cell that explains it."
     def add(f): setattr(cls, f.__name__, f); return f
@@ -359,12 +363,12 @@ def _spot(self: House, changed, path, at):
     spot.held = [self.infos[f.arguments[1].name].name.strip() for f in self.state.facts if f.name == "holds"]
     return spot
 
-# %% ../nbs/19_alfworld.ipynb #241a9208
+# %% ../nbs/19_alfworld.ipynb #6c200f01
 @_patched(House)
 def _stand(self: House, spot):
     "Put the engine into a state: reload, and replay operators without their texts."
     import fast_downward
-    if self.engine["at"] is spot: return
+    if self.shared.at is spot: return
     self.state.downward_lib.load_sas(self.sas)
     for op in spot.path: self.state.downward_lib.apply_operator(op, (fast_downward.Atom * self.actions[op][1])())
     facts = {k: set(v) for k, v in self.facts.items()}
@@ -379,7 +383,7 @@ def _walk(self: House, spot, command):
     import fast_downward
     if command not in spot.moves: return spot, "Nothing happens."
     self._stand(spot)
-    self.engine["at"] = None
+    self.shared.at = None
     op = spot.moves[command]
     (action, n), changed = self.actions[op], set(spot.changed)
     self.state._operators = {op: fast_downward.Operator(op, b"", n)}
@@ -389,13 +393,11 @@ def _walk(self: House, spot, command):
     said = self.grammar.derive(action.feedback_rule, self._context(action))
     at = command[len("go to "):] if command.startswith("go to ") else spot.at
     key = frozenset(changed), at
-    if key not in self.spots: self.engine["spots"] += 1; self.spots[key] = self._spot(key[0], (*spot.path, op), at)
-    self.engine["at"] = self.spots[key]
+    if key not in self.spots: self.shared.spots += 1; self.spots[key] = self._spot(key[0], (*spot.path, op), at)
+    self.shared.at = self.spots[key]
     return self.spots[key], said
 
-# %% ../nbs/19_alfworld.ipynb #3afb664b
-_VERBS = ("go to", "take", "move", "put", "open", "close", "use", "heat", "clean", "cool", "slice", "examine", "look", "inventory", "help")
-
+# %% ../nbs/19_alfworld.ipynb #d04d47aa
 def place_of(obs: str) -> tuple[str, str]:
     "(place, thing held) from the last line of a page; \"\" where there is none."
     m = re.search(r"You are at (.+?)\. You hold (.+?)\.$", obs.strip())
@@ -405,6 +407,8 @@ def kind_of(name: str) -> str:
     "\"mug\" of \"mug 1\"."
     return re.sub(r"[ \d]+$", "", name)
 
+# %% ../nbs/19_alfworld.ipynb #af085809
+_VERBS = ("go to", "take", "move", "put", "open", "close", "use", "heat", "clean", "cool", "slice", "examine", "look", "inventory", "help")
 _NAMED = (r"You arrive at ([\w ]+ \d+)\.", r"You (?:open|close) the ([\w ]+ \d+)\.", r"You (?:pick up|move|heat|cool|clean) the ([\w ]+ \d+) (?:from|to|using) the ([\w ]+ \d+)\.", r"You turn on the ([\w ]+ \d+)\.")
 _SAID = ((r"go to (.+)", r"\1"), (r"take (.+) from .+", r"\1 take"), (r"(?:move|put) .+ (?:to|in|into) (.+)", r"put in \1"), (r"(heat|clean|cool) .+ with .+", r"\1"))
 _SHORT = ((r"Available commands:.*", "commands"), (r"You arrive at [\w ]+\.", ""), (r"You are in the middle of a room\. Looking quickly around you, y", "y"), (r"You are facing the [\w ]+\.", "facing"),
@@ -466,7 +470,7 @@ class AlfworldDomain(Domain):
         return np.array([1.0, *kind, float(last_obs == TERMINAL), done.took, done.treated, min(len(done.placed), 2) / 2, float(len(done.placed) >= goal.count),
                          done.lit, len(turns) / HORIZON, done.took * done.lit, done.treated * bool(done.placed), done.reached], float)
 
-# %% ../nbs/19_alfworld.ipynb #d04d47aa
+# %% ../nbs/19_alfworld.ipynb #1292be57
 @dataclass(frozen=True)
 class Aim:
     "An instruction, parsed."
@@ -489,27 +493,30 @@ def parse_task(text: str) -> Aim:
             return Aim(kind, target, place, verb, 2 if "two" in kind else 1)
     return Aim("", "", "")
 
+# %% ../nbs/19_alfworld.ipynb #e66a7cff
+_TAKE, _PUT = r"take (.+) from (.+)", r"(?:move|put) (.+) (?:to|in|into) (.+)"
+
 class AlfworldProgress:
     "What the actions so far achieved, from text alone."
     def __init__(self, task: str, turns: tuple[Turn, ...]):
         aim = parse_task(task)
-        self.took, self.treated, self.lit, self.reached, self.placed, ready, held, at, lights = 0.0, 0.0, 0.0, 0.0, set(), set(), "", "", set()
+        self.took, self.treated, self.lit, self.reached, self.placed, self.ready = 0.0, 0.0, 0.0, 0.0, set(), set()
+        held, at, lights = "", "", set()
         for t, after in zip(turns, (*(x.obs for x in turns[1:]), "")):
             if "Nothing happens" in after: continue
             if t.action.startswith("go to "): at = t.action[6:]
-            if m := re.match(r"take (.+) from (.+)", t.action):
+            if m := re.match(_TAKE, t.action):
                 held = m.group(1); self.placed.discard(held)
                 self.took = max(self.took, float(kind_of(held) == aim.target))
-            if (m := re.match(r"(\w+) (.+) with (.+)", t.action)) and m.group(1) == aim.verb and kind_of(m.group(2)) == aim.target: self.treated = 1.0; ready.add(m.group(2))
-            if m := re.match(r"(?:move|put) (.+) (?:to|in|into) (.+)", t.action):
+            if (m := re.match(r"(\w+) (.+) with (.+)", t.action)) and m.group(1) == aim.verb and kind_of(m.group(2)) == aim.target: self.treated = 1.0; self.ready.add(m.group(2))
+            if m := re.match(_PUT, t.action):
                 held = ""
-                if kind_of(m.group(1)) == aim.target and kind_of(m.group(2)) == aim.place and (not aim.verb or m.group(1) in ready): self.placed.add(m.group(1))
+                if kind_of(m.group(1)) == aim.target and kind_of(m.group(2)) == aim.place and (not aim.verb or m.group(1) in self.ready): self.placed.add(m.group(1))
             if t.action.startswith("use ") and kind_of(t.action[4:]) == aim.place: self.lit = 1.0; lights.add(at)
             won = at in lights and kind_of(held) == aim.target if aim.kind == "look_at_obj_in_light" else aim.kind and len(self.placed) >= aim.count
             self.reached = max(self.reached, float(bool(won)))
-        self.ready = ready
 
-# %% ../nbs/19_alfworld.ipynb #af085809
+# %% ../nbs/19_alfworld.ipynb #b0c284d3
 class AlfworldEngine:
     "Opens games by id: those it was given, and generated ones by their id."
     def __init__(self, games: list[Game], quick: bool = True):
@@ -539,22 +546,23 @@ class AlfworldEngine:
     def restart(self):
         "Nothing to restart: the engine lives in this process."
 
+# %% ../nbs/19_alfworld.ipynb #01404794
 class Street:
     "Pages by (task, actions so far), from the graphs of the houses entered so far."
     def __init__(
         self,
         engine: AlfworldEngine,
         spots: int = 100_000,     # states kept; beyond, every house is forgotten
-    ): self.engine, self.spots, self.houses, self.shared = engine, spots, {}, dict(libraries=[], at=None, spots=0)
+    ): self.engine, self.spots, self.houses, self.shared = engine, spots, {}, Shared()
 
     def page(self, task_id: str, actions: tuple[str, ...]) -> Page:
         "The page after these actions."
-        if self.shared["spots"] > self.spots: self.houses, self.shared["spots"] = {}, 0
+        if self.shared.spots > self.spots: self.houses, self.shared.spots = {}, 0
         if task_id not in self.houses: self.houses[task_id] = House(self.engine.game(task_id), self.shared)
         return self.houses[task_id].page(actions)
 
-class AlfworldSimulator:
-    "ALFWorld behind the one protocol."
+class AlfworldSimulator(Replayed):
+    "ALFWorld behind the one protocol: 1 for reaching the goal."
     def __init__(
         self,
         games: list[Game] = (),   # generated games need not be given
@@ -564,48 +572,30 @@ class AlfworldSimulator:
         engine = AlfworldEngine(list(games), quick)
         self.domain, self.player = AlfworldDomain(), Street(engine) if quick else Replayer(engine, slots)
 
-    def tasks(self, ids: list[str]) -> list[Task]:
-        "Tasks with their first pages."
-        pages = [self.player.page(i, ()) for i in ids]
-        return [Task(i, p.text, p.obs, p.choices) for i, p in zip(ids, pages)]
+    def pages(self, wanted: list[tuple[str, tuple[str, ...]]]) -> list[Page]:
+        "Pages by (task id, actions so far)."
+        return [self.player.page(*w) for w in wanted]
 
-    def reset(self, tasks: list[Task], keys: list[tuple]) -> list[State]:
-        "The tasks' first pages."
-        return [State(t, t.obs, t.choices) for t in tasks]
-
-    def step(self, states: list[State], actions: list[str], keys: list[tuple]) -> list[Outcome]:
-        "Act; 1 for reaching the goal (the engine is deterministic: keys are not used)."
-        out = []
-        for s, a in zip(states, actions):
-            p = self.player.page(s.task.id, (*(t.action for t in s.turns), a))
-            out.append(Outcome(advance(s, a, p.value, p.obs, p.choices), p.value, p.ended))
-        return out
-
-# %% ../nbs/19_alfworld.ipynb #96e1a441
+# %% ../nbs/19_alfworld.ipynb #9ebcd4ba
 def seen_things(turns: tuple[Turn, ...], obs: str) -> dict[str, list[str]]:
     "Place -> things last seen there; closed places have no entry."
     seen: dict[str, list[str]] = {}
     for page, action in [(t.obs, a) for t, a in zip(turns, ["", *(t.action for t in turns[:-1])])] + [(obs, turns[-1].action if turns else "")]:
         if (m := re.search(r"(?:On the|The) (\w+ \d+)(?: is open\. In it)?, you see (.+?)\.", page)):
             seen[m.group(1)] = [w.strip() for w in re.sub(r"\b(?:and |an? )", "", m.group(2)).split(",") if w.strip() != "nothing"]
-        if m := re.match(r"take (.+) from (.+)", action): seen[m.group(2)] = [x for x in seen.get(m.group(2), []) if x != m.group(1)]
-        if m := re.match(r"(?:move|put) (.+) (?:to|in|into) (.+)", action): seen[m.group(2)] = seen.get(m.group(2), []) + [m.group(1)]
+        if m := re.match(_TAKE, action): seen[m.group(2)] = [x for x in seen.get(m.group(2), []) if x != m.group(1)]
+        if m := re.match(_PUT, action): seen[m.group(2)] = seen.get(m.group(2), []) + [m.group(1)]
     return seen
 
+# %% ../nbs/19_alfworld.ipynb #af26697c
 _NOOPS = ("help", "look", "inventory")
 _STATION = {"clean": ("sinkbasin", "bathtubbasin"), "heat": ("microwave",), "cool": ("fridge",)}
 
-class AlfworldExplorer:
+class AlfworldExplorer(ScriptedPolicy):
     "The hand-coded expert: search likely places, take, treat, put."
-    name = "explorer"
     def __init__(self, likely: dict[str, list[str]] | None = None):
+        super().__init__("explorer", self.label)
         self.likely = likely if likely is not None else {r.lower(): [o.lower() for o in objs] for r, objs in tables()[0].items()}
-
-    def session(self, tasks: list[Task]): return self
-    def took(self, rows, states, actions): pass
-    def act(self, rows, states, rngs):
-        "The label of every state."
-        return [self.label(s) for s in states]
 
     def label(self, state: State) -> str:
         "The explorer's action: finish if possible, else bring the target on its way, else search."
@@ -638,7 +628,7 @@ class AlfworldExplorer:
     def _go(self, state, places):
         return f"go to {places[0]}" if places else next((c for c in state.choices if c not in _NOOPS), "look")
 
-# %% ../nbs/19_alfworld.ipynb #01404794
+# %% ../nbs/19_alfworld.ipynb #5c0706ee
 TRAINING = 1_000_000  # seeds of training houses begin here
 
 def domain() -> AlfworldDomain:

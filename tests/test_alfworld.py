@@ -1,5 +1,5 @@
 "ALFWorld: generated games are solvable, the parsing cache changes nothing, planner and explorer win, batching and kills do not matter, bad input."
-import gzip, json, os, signal, subprocess, sys, textwrap
+import gzip, json
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from adwm import alfworld as alf
 from adwm.core import UserError, key_rng, shared_data
 from adwm.envs import State, advance
 from adwm.episodes import TERMINAL, Task, to_line
-from adwm.policies import ReferencePolicy
-from adwm.rollouts import Row, make_rows, rollout
+from adwm.rollouts import make_rows, rollout
+from tests_helpers import survives_a_kill
 
 needs_engine = pytest.mark.skipif(alf.unavailable() is not None, reason=alf.unavailable() or "")
 SHARED = shared_data("alfworld", "valid_seen.jsonl.gz")
@@ -197,7 +197,7 @@ def test_forgetting_houses_changes_nothing(sim):
     small = alf.Street(alf.AlfworldEngine([]), spots=3)
     for i in range(3):
         for g in alf.generate_games(2, 0):
-            walk = walk_of(alf.House(g, dict(libraries=[], at=None, spots=0)), i, 6)
+            walk = walk_of(alf.House(g, alf.Shared()), i, 6)
             for t in range(len(walk) + 1): assert small.page(g.id, tuple(walk[:t])) == sim.player.page(g.id, tuple(walk[:t]))
 
 
@@ -276,20 +276,5 @@ def test_the_benchmarks_own_games(tmp_path):
 
 @needs_engine
 def test_killed_collection_equals_uninterrupted_one(tmp_path, sim):
-    code = textwrap.dedent("""
-        import os, signal, sys
-        from adwm import alfworld as alf
-        from adwm.policies import ReferencePolicy
-        from adwm.rollouts import make_rows, rollout
-        sim, calls, step = alf.AlfworldSimulator(), 0, alf.AlfworldSimulator.step
-        def counted(self, *a):
-            global calls; calls += 1
-            if calls == 5: os.kill(os.getpid(), signal.SIGKILL)
-            return step(self, *a)
-        alf.AlfworldSimulator.step = counted
-        rollout(sim, ReferencePolicy(sim.domain), make_rows(sim.tasks([g.id for g in alf.generate_games(4, 0)]), [1.0]), 5, 3, 2, sys.argv[1], "alfworld")""")
-    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    assert subprocess.run([sys.executable, "-c", code, str(cut)]).returncode == -signal.SIGKILL
-    rows = make_rows(sim.tasks([g.id for g in alf.generate_games(4, 0)]), [1.0])
-    for path in (whole, cut): rollout(sim, ReferencePolicy(sim.domain), rows, 5, 3, 2, path, "alfworld")
-    assert cut.read_bytes() == whole.read_bytes() and len(whole.read_text().splitlines()) == 4
+    build = "from adwm import alfworld as alf; sim = alf.AlfworldSimulator(); tasks = sim.tasks([g.id for g in alf.generate_games(4, 0)])"
+    survives_a_kill(tmp_path, build, sim, sim.tasks([g.id for g in alf.generate_games(4, 0)]), at=5, horizon=3, env="alfworld")
