@@ -17,8 +17,9 @@ import numpy as np
 from .core import UserError, atomic_write, progress
 from .episodes import Episode, Task, read_episodes, to_line, write_episodes
 from .policies import ReferencePolicy, policy_log_probs
+from .preference import load_agent
+from .recipes import make_agents
 from .rollouts import Row, make_rows, rollout
-from .recipes import load_agent, make_agents
 from .training import Recipe
 
 # %% ../nbs/24_collection.ipynb #c80408e9

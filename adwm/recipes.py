@@ -6,7 +6,8 @@
 __all__ = ['KINDS', 'lessons_for', 'imitate', 'make_agent', 'chains', 'make_agents']
 
 # %% ../nbs/23_recipes.ipynb #9a1d57f8
-import json, time
+import functools, json, multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from .agents import LMAgent, Vocabulary, load_checkpoint
 from .core import UserError, atomic_write, key_int, key_rng
 from .envs import World
-from .preference import judge, load_agent, prefer
+from .preference import judge, prefer
 from .training import Lesson, Recipe, build_model, correct, demonstrate, encode, save_checkpoint, texts_of, train, train_tokenizer
 
 # %% ../nbs/23_recipes.ipynb #fc732508
@@ -26,14 +27,14 @@ def lessons_for(
     parent: LMAgent | None = None,   # who is corrected, for "leap"
 ) -> list[Lesson]:
     "The training episodes of a recipe: demonstrations, or the parent's corrected episodes aggregated with demonstrations."
-    out, n = [], -(-recipe.episodes // len(worlds))
+    out, n, leap = [], -(-recipe.episodes // len(worlds)), recipe.kind == "leap"
     for k, w in enumerate(worlds):
         seed = key_int(recipe.seed, recipe.name, k) % 2**31
         tasks = [w.tasks[i % len(w.tasks)] for i in key_rng(seed, "tasks").permutation(max(n, len(w.tasks)))[:n]]
-        old = n if recipe.kind != "leap" else int(n * recipe.aggregate)
-        teacher = w.teacher if recipe.kind != "leap" else w.corrector or w.teacher
+        old = int(n * recipe.aggregate) if leap else n
+        teacher = (w.corrector or w.teacher) if leap else w.teacher
         out += demonstrate(w.simulator, tasks[:old], teacher, seed, recipe.horizon, recipe.noisy, recipe.noise)
-        if recipe.kind == "leap": out += correct(w.simulator, tasks[old:], teacher, parent, seed, recipe.horizon)
+        if leap: out += correct(w.simulator, tasks[old:], teacher, parent, seed, recipe.horizon)
     return out
 
 def imitate(
@@ -51,7 +52,7 @@ def imitate(
         curves[phase] = train(model, examples, tokens, key_int(recipe.seed, recipe.name, phase) % 2**31, recipe.rate, batch, label=f"{recipe.name} {phase}")
     return dict(curves=curves, agreement=float(np.mean([k for l in lessons for k in l.keep])))
 
-# %% ../nbs/23_recipes.ipynb #eed3ae60
+# %% ../nbs/23_recipes.ipynb #9b0f4b33
 def make_agent(
     recipe: Recipe,
     worlds: list[World],    # where it is trained
@@ -75,7 +76,7 @@ def make_agent(
 
 KINDS = {"demos": imitate, "more": imitate, "leap": imitate, "dpo": prefer, "eto": prefer, "prm": judge}
 
-# %% ../nbs/23_recipes.ipynb #7d6e687c
+# %% ../nbs/23_recipes.ipynb #3a74ee96
 def chains(
     recipes: list[Recipe],
 ) -> list[list[Recipe]]:  # each begins with a recipe from scratch
@@ -91,9 +92,10 @@ def chains(
         out.setdefault(root.name, []).append(r)
     return list(out.values())
 
+# %% ../nbs/23_recipes.ipynb #25a45b86
 def _run_chain(chain, make_worlds, folder, tokenizer):
     worlds = make_worlds()
-    return [str(make_agent(r, worlds, folder, tokenizer)) for r in chain]
+    for r in chain: make_agent(r, worlds, folder, tokenizer)
 
 def make_agents(
     recipes: list[Recipe],
@@ -103,15 +105,14 @@ def make_agents(
     processes: int = 2,
 ) -> list[Path]:
     "Train a series of agents with one vocabulary; finished ones are kept."
-    todo = chains(recipes)
-    if all((Path(folder) / r.name / "recipe.json").is_file() for r in recipes): return [Path(folder) / r.name for r in recipes]
+    todo, paths = chains(recipes), [Path(folder) / r.name for r in recipes]
+    if all((p / "recipe.json").is_file() for p in paths): return paths
     world = make_worlds()[0]
     sample = demonstrate(world.simulator, world.tasks[:600], world.teacher, 0)
     tokenizer = train_tokenizer(texts_of(sample, world.simulator.domain), vocabulary)
-    if processes == 1: done = [_run_chain(c, make_worlds, folder, tokenizer) for c in todo]
+    follow = functools.partial(_run_chain, make_worlds=make_worlds, folder=folder, tokenizer=tokenizer)
+    if processes == 1:
+        for c in todo: follow(c)
     else:
-        from concurrent.futures import ProcessPoolExecutor
-        import multiprocessing
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            done = list(pool.map(_run_chain, todo, [make_worlds] * len(todo), [folder] * len(todo), [tokenizer] * len(todo)))
-    return [Path(folder) / r.name for r in recipes]
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool: list(pool.map(follow, todo))   # list: a failure is raised here
+    return paths
