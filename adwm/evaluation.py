@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FIT_CODE', 'IMAGINE_CODE', 'PROBE_CODE', 'STAGES', 'PAPER_FIVE', 'Data', 'read_tasks', 'check_pool', 'load_data',
            'freeze', 'thaw', 'cache_folder', 'assets_folder', 'remake_data', 'remake_command', 'Plain', 'domain_of',
-           'logs', 'index_of', 'readout_of', 'as_success', 'agent_of', 'fit_stage', 'env_code', 'adapter_stage',
-           'soft_reading', 'simulator_of', 'judged', 'starts', 'imagine_key', 'imagine_stage', 'brief', 'imagined',
-           'read_success', 'estimate_rows', 'read_truth_frame', 'compare', 'gate_stage', 'HeadOf', 'read_gate',
-           'status_of', 'check_fold', 'check_stage', 'probe_key', 'probe_stage', 'bench_of', 'classical_stage',
-           'estimate_line', 'diagnose', 'classical_rows', 'plan', 'evaluate', 'Stopwatch', 'check_fit', 'Results',
-           'Checked', 'Compared', 'curve_rho', 'Classical', 'Evaluation', 'label_folder', 'real_episodes',
-           'side_by_side']
+           'logs', 'index_of', 'readout_of', 'as_success', 'agent_of', 'fit_stage', 'env_code', 'agent_code',
+           'adapter_stage', 'soft_reading', 'simulator_of', 'judged', 'starts', 'imagine_key', 'imagine_stage', 'brief',
+           'imagined', 'read_success', 'estimate_rows', 'read_truth_frame', 'compare', 'gate_stage', 'HeadOf',
+           'read_gate', 'status_of', 'check_fold', 'check_stage', 'probe_key', 'probe_stage', 'bench_of',
+           'classical_stage', 'estimate_line', 'diagnose', 'classical_rows', 'plan', 'evaluate', 'Stopwatch',
+           'check_fit', 'nothing', 'Results', 'Checked', 'Compared', 'aim', 'error_aims', 'rank_aims', 'rival_aims',
+           'Judged', 'curve_rho', 'Classical', 'Evaluation', 'label_folder', 'real_episodes', 'side_by_side']
 
 # %% ../nbs/52_evaluation.ipynb #ac5e316b
 import dataclasses, importlib, json, shutil, tempfile, time
@@ -113,8 +113,9 @@ def remake_data(config: RunConfig) -> Path:
     return cached(cache_folder(config), "data", key, make) / "assets"
 
 def remake_command(config: RunConfig) -> str:
-    "What a reader types to make agents, pool and truth again."
-    return f"papermill nbs/eval.ipynb outputs/eval-remade.ipynb -p env {config.env} -p cell {config.cell} -p source remake"
+    "What a reader types to make agents, pool and truth again; the cell names its environment."
+    profile = "" if config.profile == "default" else f" -p profile {config.profile}"
+    return f"papermill nbs/eval.ipynb outputs/eval-{config.cell}-remade.ipynb -p cell {config.cell}{profile} -p source remake"
 
 # %% ../nbs/52_evaluation.ipynb #8dc37890
 class Plain(Domain):
@@ -194,6 +195,10 @@ def env_code(config: RunConfig) -> tuple[str, ...]:
     "The module of the environment, for source hashes."
     return (environment(config.env).module.split(".")[-1],)
 
+def agent_code(config: RunConfig, *agents: str) -> tuple[str, ...]:
+    "The module of best-of-n where one of these agents acts through it: a process reward model judges its proposals."
+    return ("preference",) if any(r.kind == "prm" and r.name in agents for r in config.collect.recipes) else ()
+
 # %% ../nbs/52_evaluation.ipynb #3055f5e0
 def adapter_stage(
     config_json: str,
@@ -207,7 +212,7 @@ def adapter_stage(
     from adwm.imagination import AdwmSimulator, Imagine
     config = thaw(config_json)
     key = dict(adapter=config.adapters[name], fit=dataclasses.asdict(config.fits[fit]), agent=agent, checkpoint=load_data(config_json).checkpoints[agent], data=load_data(config_json).digest,
-               code=source_hash(*FIT_CODE, "agents", "adapter", "imagination", *env_code(config)))
+               code=source_hash(*FIT_CODE, "agents", "adapter", "imagination", *env_code(config), *agent_code(config, agent)))
     def make(folder):
         start = time.perf_counter()
         train, test = split_by_task(logs(config_json)[0], config.folds, 0)[0]
@@ -267,7 +272,7 @@ def imagine_key(config: RunConfig, part: EstimatorPart, agent: str) -> dict:
     fit = dataclasses.asdict(config.fits[part.fit]) if part.fit else None
     data = load_data(freeze(config))
     return dict(part=used, agent=agent, checkpoint=data.checkpoints.get(agent), fit=fit, adapter=config.adapters.get(part.adapter), imagine=dataclasses.asdict(config.imagine), horizon=config.horizon,
-                temperature=config.collect.temperature, data=data.digest, code=source_hash(*IMAGINE_CODE, *(("adapter",) if part.adapter else ()), *env_code(config)))
+                temperature=config.collect.temperature, data=data.digest, code=source_hash(*IMAGINE_CODE, *(("adapter",) if part.adapter else ()), *env_code(config), *agent_code(config, agent)))
 
 def imagine_stage(
     config_json: str,
@@ -425,7 +430,7 @@ def check_stage(
     number, fold = next((i for i, p in enumerate(config.estimators) if p.setting == "ours" and p.kind == "adwm"), 0), check_fold(config, fresh)
     part = config.estimators[number]
     values = {f"{p} eps={e:g}": float(g["reward"].mean()) for (p, e), g in imagined(config, number).groupby(["policy", "epsilon"])}
-    key = dict(simulator=imagine_key(config, part, "checks"), fold=fold, values=values, code=source_hash("selfchecks"))
+    key = dict(simulator=imagine_key(config, part, "checks"), fold=fold, values=values, code=source_hash("selfchecks", *agent_code(config, *config.collect.behaviors)))
     def make(folder):
         start = time.perf_counter()
         held, names = logs(config_json, 0, fold)[1], load_data(config_json).behaviors
@@ -443,19 +448,19 @@ def probe_key(config: RunConfig, agent: str) -> dict:
     "What decides a probe."
     data, part = load_data(freeze(config)), config.classical
     return dict(agent=agent, checkpoint=data.checkpoints.get(agent), samples=part.samples, pool=part.pool, temperature=config.collect.temperature, data=data.digest,
-                code=source_hash(*PROBE_CODE, *env_code(config)))
+                code=source_hash(*PROBE_CODE, *env_code(config), *agent_code(config, agent)))
 
 def probe_stage(
     config_json: str,
     agent: str,         # a target, or "reference"
 ) -> Path:              # folder with probe.json.gz; for the reference also behavior.json.gz
     "Ask an agent about every logged prefix."
-    from adwm.probes import language_probe
+    from adwm.probes import probe_of
     from adwm.weights import Probe, fit_behavior, reference_probe, write_probe
     config = thaw(config_json)
     def make(folder):
         start, pool, domain = time.perf_counter(), logs(config_json, config.classical.pool)[0], domain_of(config.env)
-        if agent != ReferencePolicy.name: write_probe(folder / "probe.json.gz", language_probe(agent_of(config_json, agent), pool, config.classical.samples))
+        if agent != ReferencePolicy.name: write_probe(folder / "probe.json.gz", probe_of(agent_of(config_json, agent), pool, config.classical.samples))
         else:
             write_probe(folder / "probe.json.gz", reference_probe(domain, pool, config.classical.samples))
             nothing = tuple(tuple(() for _ in e.turns) for e in pool)
@@ -513,7 +518,7 @@ def diagnose(pool: list, probe, encode) -> dict:
     "Whether weights and fits can be believed for one policy: what was drawn, and what the pool has never seen."
     from adwm.weights import action_coverage, hill, kish_ess, largest_share, stack
     said = dict(policy=probe.policy, epsilon=probe.epsilon, coverage=encode.coverage(pool, probe), exact_coverage=action_coverage(pool, probe))
-    if any(t.logp is None for e in pool for t in e.turns): return said
+    if probe.logp is None or any(t.logp is None for e in pool for t in e.turns): return said
     final = stack(pool, probe).logw[:, -1]
     number = lambda x: float(x) if np.isfinite(x) else None
     return said | dict(ess=kish_ess(final), largest=largest_share(final), tail=number(hill(final)), impossible=float(np.isneginf(final).mean()))
@@ -580,6 +585,10 @@ def check_fit(config: RunConfig) -> str:
     return next((p.fit for p in config.estimators if p.setting == "ours" and p.fit), next(iter(config.fits)))
 
 # %% ../nbs/52_evaluation.ipynb #e516d01b
+def nothing(why: str) -> pd.DataFrame:
+    "A table that says why it is empty."
+    return pd.DataFrame({"nothing": [why]})
+
 class Results:
     "A finished run: estimates of every estimator with the truth beside them, one row each."
     def __init__(self, config: RunConfig, data: Data, seconds: dict):
@@ -622,8 +631,17 @@ class Checked(Results):
         return pd.DataFrame({"value": said}).rename_axis("what")
 
     def pool_table(self) -> pd.DataFrame:
-        "Who logged how much, how long, how well (the paper's Table 3)."
-        return pd.DataFrame(describe(self.data.pool)).set_index(["policy", "epsilon"])
+        "Who logged how much, how long, how well, beside what the paper had (its Table 3)."
+        pool, paper = self.data.pool, self.config.paper
+        own = pd.DataFrame(describe(pool)).rename(columns=dict(episodes="trajectories", mean_return="reward")).assign(pool="here")
+        whole = {c: np.average(own[c], weights=own["trajectories"]) for c in ("length", "reward", "success", "terminated")}
+        more = [dict(pool="here", policy="all", trajectories=len(pool), tasks=len(self.data.tasks), **whole),
+                dict(pool="here", policy="any target", trajectories=sum(e.policy in self.config.collect.targets for e in pool))]
+        cited = [dict(pool=f"paper, {paper.table}", policy=" + ".join(paper.mix), trajectories=paper.pool, length=paper.length, success=paper.success)] if paper else []
+        out = pd.concat([own, pd.DataFrame(more + cited)], ignore_index=True)
+        out.insert(3, "share", out["trajectories"] / np.where(out["pool"] == "here", len(pool), paper.pool if paper else 1))
+        out["epsilon"] = ["" if np.isnan(e) else f"{e:g}" for e in out["epsilon"]]
+        return out.astype({"tasks": "Int64"}).set_index(["pool", "policy", "epsilon"])
 
     def self_check(self, fresh: bool = False) -> dict:
         "The self-checks as they were saved: line, verdict, table."
@@ -646,13 +664,13 @@ class Checked(Results):
 
     def readout_bias(self, number: int = 0) -> pd.DataFrame:
         "Bias of a readout by range of the logged reward, on held-out tasks: shrinkage shows here, not in AUC."
-        return pd.DataFrame(self.gates[number]["ranges"]).round(3)
+        return pd.DataFrame(self.gates[number].get("ranges", [])).round(3)
 
     def adapter_table(self) -> pd.DataFrame:
         "Every adapter's two measures on held-out tasks: retrieval against chance, and agreement of the agent's actions with its actions on text."
         used = dict.fromkeys((p.adapter, p.fit, agent) for p in self.config.estimators if p.adapter for agent in judged(self.config, p))
         lines = {(a, agent): json.loads((adapter_stage(freeze(self.config), a, f, agent) / "report.json").read_text()) for a, f, agent in used}
-        return pd.DataFrame(lines).T.rename_axis(["adapter", "agent"]) if lines else pd.DataFrame()
+        return pd.DataFrame(lines).T.rename_axis(["adapter", "agent"]) if lines else nothing("no estimator of this cell reads soft tokens")
 
 # %% ../nbs/52_evaluation.ipynb #49080e5a
 class Compared(Checked):
@@ -665,16 +683,17 @@ class Compared(Checked):
         return out[["value", "lower", "upper", "truth", "truth_se", "error", "status"]].sort_index()
 
     def summary(self, metric: str = "reward", fresh: bool = False) -> pd.DataFrame:
-        "One line per setting and estimator, the know-nothing floors among them; empty where nothing was estimated."
+        "One line per setting and estimator, the know-nothing floors among them."
         from adwm.metrics import summary_table
         rows = self.together(fresh)
-        return pd.DataFrame() if rows.empty else summary_table(rows, metric=metric, pool_mean=self.pool_value(metric), level=self.config.level)
+        if not (rows["metric"] == metric).any(): return nothing(f"nothing was estimated about {metric} on {'fresh tasks' if fresh else 'tasks of the pool'}")
+        return summary_table(rows, metric=metric, pool_mean=self.pool_value(metric), level=self.config.level)
 
     def floor(self, fresh: bool = False) -> dict:
         "What a perfect simulator with the same counts would score."
         from adwm.metrics import noise_floor, truth_table
         t = truth_table(self.truth["fresh" if fresh else "pool"], "reward", len(self.config.imagine.seeds))
-        return noise_floor(t["truth"], t["se_within"], t["se_rollout"], self.config.level)
+        return noise_floor(t["truth"], t["se_within"], t["se_rollout"], self.config.level, epsilon=t["epsilon"].to_numpy())
 
     def paired(self, first: str, second: str, epsilon: float | None = None) -> dict:
         "MAE of one estimator minus that of another on the same resampled tasks, with its interval; estimators as 'setting/name'."
@@ -693,12 +712,14 @@ class Compared(Checked):
 
     def duels(self, against: str = "baseline/nearest neighbour") -> pd.DataFrame:
         "Does the diffusion earn its place? MAE differences to a rival, with paired intervals; below 0 the first is better."
+        if against not in [f"{p.setting}/{p.name}" for p in self.config.estimators]: return nothing(f"this cell has no {against}")
         own = [f"{p.setting}/{p.name}" for p in self.config.estimators if p.kind == "adwm" and p.setting == "ours" and p.split == "pool" and not p.pool]
         return pd.DataFrame([self.paired(name, against) for name in own]).set_index(["first", "second"])
 
     def floor_table(self) -> pd.DataFrame:
         "What a perfect simulator with the same counts would score, on the pool's tasks."
-        return pd.DataFrame({k: dict(mean=v.value, lower=v.lower, upper=v.upper) for k, v in self.floor().items()}).T.rename_axis("perfect simulator")
+        lines = {k: {"mean": v.value, "lower": v.lower, "upper": v.upper, "10th percentile": v.tenth} for k, v in self.floor().items()}
+        return pd.DataFrame(lines).T.rename_axis("perfect simulator")
 
     def best_agent(self, setting: str = "ours", estimator: str = "ADWM") -> str:
         "The agent that an estimator likes best at epsilon 0."
@@ -706,6 +727,87 @@ class Compared(Checked):
         return str(table["value"].idxmax() if table["value"].notna().any() else table.index[0])
 
 # %% ../nbs/52_evaluation.ipynb #36180b53
+def aim(
+    what: str,
+    value: float,       # what came out
+    bound: float,       # what was asked
+    sign: str,          # "<=", ">=", "<" or ">"
+    missing: str = "",  # why this cell cannot answer; empty: it can
+    told: str = "",     # where the bound comes from, for the reader
+) -> dict:              # a line of the table of aims
+    "Whether a value reaches a bound; a value that is not a number does not."
+    equal = abs(value - bound) < 1e-9
+    holds = equal if equal else value < bound if "<" in sign else value > bound
+    said = "tied" if equal and "=" not in sign else "yes" if holds else "no"
+    wanted = f"{sign} {bound:.3g}" + (f" ({told})" if told else "") if np.isfinite(bound) else ""
+    return dict(aim=what, value=value, wanted=wanted, reached=f"n/a: {missing}" if missing else said)
+
+def error_aims(config: RunConfig, lines: pd.DataFrame, summary: pd.Series) -> list[dict]:
+    "Value: errors where the truth spans enough, skill, the best agent's bias."
+    a, out = config.aims, []
+    for what, some, column, bound in (("all policies", lines, "MAE", a.error), ("agents at epsilon 0", lines[lines["epsilon"] == 0], "MAE eps=0", a.error_zero)):
+        span = some["truth"].max() - some["truth"].min()
+        out.append(aim(f"MAE, {what} (truth spans {span:.2f})", summary[column], bound, "<=", "" if span >= a.span else f"the truth spans less than {a.span:g}"))
+    zero = lines[lines["epsilon"] == 0]
+    best = zero.loc[zero["truth"].idxmax()]
+    inside = "yes" if best["lower"] <= best["truth"] <= best["upper"] else "no"
+    return [*out, aim("skill over the pool mean", summary["skill"], a.skill, ">="),
+            dict(aim=f"bias of the best agent, {best['policy']}", value=summary["bias of best"], wanted=f"truth {best['truth']:.3f} in [{best['lower']:.3f}, {best['upper']:.3f}]", reached=inside)]
+
+def rank_aims(config: RunConfig, lines: pd.DataFrame, summary: pd.Series, floor: dict) -> list[dict]:
+    "Order of agents at one epsilon: those that are apart, and all of them against a perfect simulator."
+    a, out = config.aims, []
+    for e in a.epsilons:
+        tag, agents = f"eps={e:g}", int((lines["epsilon"] == e).sum())
+        apart = int(np.nan_to_num(summary.get(f"n_apart {tag}", 0)))
+        out.append(aim(f"Spearman at {tag}, {apart} agents {a.apart:g} apart", summary.get(f"rho_apart {tag}", np.nan), a.rank, ">=",
+                       "" if apart >= a.agents else f"{apart} agents are apart, {a.agents} are needed"))
+        out.append(aim(f"Spearman at {tag}, all {agents} agents", summary.get(f"rho {tag}", np.nan), floor[f"rho {tag}"].tenth if agents > 2 else np.nan, ">=",
+                       "" if agents > 2 else "a ranking needs three agents", "10th percentile of a perfect simulator"))
+    return out
+
+# %% ../nbs/52_evaluation.ipynb #2b491771
+def rival_aims(
+    config: RunConfig,
+    lines: pd.DataFrame,   # policy lines of `ours`
+    rivals: dict,          # name -> policy lines of a rival
+) -> list[dict]:
+    "Better than every rival: on values one by one, on ranks than the best of them."
+    from adwm.metrics import mae, spearman
+    out, both = [], {n: lines.merge(r.dropna(subset=["value", "truth"]), on=["policy", "epsilon"], suffixes=("", " rival")) for n, r in rivals.items()}
+    for name, b in both.items():
+        if len(b) and not (b["status rival"] == "rank only").any():
+            out.append(aim(f"MAE against {name}, {len(b)} policies", mae(b["truth"], b["value"]), mae(b["truth rival"], b["value rival"]), "<"))
+    for e in config.aims.epsilons:
+        at = {n: b[b["epsilon"] == e] for n, b in both.items()}
+        rho = {n: (np.nan_to_num(spearman(b["truth rival"], b["value rival"])), spearman(b["truth"], b["value"])) for n, b in at.items() if len(b) > 2}
+        best = max(rho, key=lambda n: rho[n][0], default="")
+        out.append(aim(f"Spearman at eps={e:g} against the best rival", rho[best][1] if best else np.nan, rho[best][0] if best else np.nan, ">", "" if best else "a ranking needs three agents", best))
+    return out
+
+class Judged(Compared):
+    "A finished run beside what was asked of it."
+    def lines(self, setting: str, estimator: str, fresh: bool = False) -> pd.DataFrame:
+        "One estimator's values, one line per policy that it estimated."
+        from adwm.metrics import policy_lines
+        rows = self.together(fresh)[lambda r: (r["setting"] == setting) & (r["estimator"] == estimator) & (r["metric"] == "reward")]
+        return policy_lines(rows).dropna(subset=["value", "truth"]) if len(rows) else rows
+
+    def aims(self) -> pd.DataFrame:
+        "Every aim of this cell for `ours`: what came out, what was wanted, and whether it was reached; n/a says why this cell cannot answer."
+        own = [p for p in self.config.estimators if p.setting == "ours" and p.kind == "adwm"]
+        name, fresh = (next((p.name for p in own if p.split == s), "") for s in ("pool", "fresh"))
+        lines = self.lines("ours", name)
+        if lines.empty: return pd.DataFrame([dict(aim="an estimate", value=np.nan, wanted="one", reached="no: " + self.table("ours", name)["status"].iloc[0])]).set_index("aim")
+        summary, unseen = self.summary().loc[("ours", name)], self.summary(fresh=True)
+        error = unseen.loc[("ours", fresh)].get("MAE", np.nan) if fresh else np.nan
+        rivals = {e: self.lines(s, e) for s, e in dict.fromkeys(zip(self.rows["setting"], self.rows["estimator"])) if s == "floor" or e == "raw nearest neighbour"}
+        rivals |= {f"paper/{name}": r for r in [self.lines("paper", name)] if len(r)}
+        found = [*error_aims(self.config, lines, summary), aim("MAE, tasks the pool never saw", error, self.config.aims.fresh, "<=", "" if fresh else "nothing was estimated on fresh tasks"),
+                 *rank_aims(self.config, lines, summary, self.floor()), *rival_aims(self.config, lines, rivals)]
+        return pd.DataFrame(found).set_index("aim")
+
+# %% ../nbs/52_evaluation.ipynb #587f9453
 PAPER_FIVE = ("DM (paper)", "IS", "WIS", "FQE (paper's filter)", "DR")   # the baselines of the paper's Table 2
 
 def curve_rho(lines: pd.DataFrame) -> float:
@@ -716,7 +818,7 @@ def curve_rho(lines: pd.DataFrame) -> float:
     found = [spearman(c["truth"], c["value"]) for c in curves if len(c) > 2]
     return float(np.mean(found)) if found and not np.isnan(found).all() else np.nan
 
-class Classical(Compared):
+class Classical(Judged):
     "A finished run's classical estimators as tables."
     def rivals(self, metric: str = "reward") -> pd.DataFrame:
         "Rows of ADWM in both settings, of the classical estimators and of the floors."
@@ -756,7 +858,7 @@ class Classical(Compared):
 
     def diagnostics(self) -> pd.DataFrame:
         "Effective sample size, largest share, tail index, trajectories the target cannot produce, and coverage of its actions (resolved, and by exact string)."
-        if not self.config.classical: return pd.DataFrame()
+        if not self.config.classical: return nothing("this cell asks for no classical estimators")
         text = freeze(self.config)
         found = [x for a in (*self.data.targets, ReferencePolicy.name) for x in json.loads((classical_stage(text, a) / "diagnostics.json").read_text())]
         return pd.DataFrame(found).assign(policy=lambda d: d["policy"].where(d["epsilon"] < 1, "shared")).set_index(["policy", "epsilon"])
@@ -767,7 +869,7 @@ class Classical(Compared):
         if not self.config.classical: return None
         return classical_figure(self.curve_table(), self.diagnostics(), len(logs(freeze(self.config), self.config.classical.pool)[0]))
 
-# %% ../nbs/52_evaluation.ipynb #2b491771
+# %% ../nbs/52_evaluation.ipynb #7af479de
 class Evaluation(Classical):
     "A finished run: everything above, figures, episodes as text, and `save`."
     def figure(self, estimator: str = "ADWM"):
@@ -781,7 +883,12 @@ class Evaluation(Classical):
         "Loss curves of one world model (the paper's Fig. 3)."
         from adwm.fitting import Fitted
         from adwm.plots import loss_curves
-        return loss_curves(Fitted.load(fit_stage(freeze(self.config), name)).curves)
+        return loss_curves(Fitted.load(fit_stage(freeze(self.config), name)).curves, name)
+
+    def losses(self) -> list:
+        "Loss curves of one world model per setting: the one behind its first estimator."
+        first = {p.setting: p.fit for p in reversed(self.config.estimators) if p.fit and p.setting in ("ours", "paper")}
+        return [self.curves(first[s]) for s in ("ours", "paper") if s in first]
 
     def work(self) -> dict:
         "Seconds that the stages' jobs took when they were computed, added up over processes."
@@ -820,7 +927,7 @@ def label_folder(config: RunConfig) -> Path:
     if config.profile == "smoke": return Path(tempfile.mkdtemp(prefix="adwm-"))
     return root() / "outputs" / (config.cell if config.profile == "default" else f"{config.cell}-{config.profile}")
 
-# %% ../nbs/52_evaluation.ipynb #587f9453
+# %% ../nbs/52_evaluation.ipynb #1cc8cbd8
 def real_episodes(config: RunConfig, agent: str, tasks: list[Task]) -> list:
     "The same agent on the same tasks in the real environment, as when the truth was measured."
     from adwm.collection import cell_tasks

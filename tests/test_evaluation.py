@@ -139,6 +139,47 @@ def test_tables_and_figures_are_drawn(run, tmp_path):
     assert "TASK" in run.transcript(run.best_agent()) and len(run.setup()) and len(run.gate_table())
 
 
+def test_the_table_of_aims_answers_or_says_why_not(run):
+    aims = run.aims()
+    assert list(aims.columns) == ["value", "wanted", "reached"] and aims.index.is_unique
+    assert aims["reached"].str.match("yes$|no$|tied$|n/a: ").all()
+    said = aims["reached"].str.startswith("n/a")
+    assert aims.loc["MAE, tasks the pool never saw", "reached"] == "n/a: nothing was estimated on fresh tasks"
+    assert said[aims.index.str.endswith("0.05 apart")].all() and not said.all(), "three agents are too few to ask"
+    assert sum(a.startswith("MAE against") for a in aims.index) == 4, "pool mean, x (1 - eps), eps only, paper; -eps is a ranking alone"
+    line = run.lines("ours", "ADWM")
+    assert np.isclose(aims["value"].iloc[0], (line["value"] - line["truth"]).abs().mean())
+
+
+def test_rivals_are_met_on_the_policies_that_both_estimated(run):
+    from adwm.evaluation import rival_aims
+    mine = run.lines("ours", "ADWM")
+    weak = mine.assign(value=mine["truth"] + 1)[mine["epsilon"] == 0]
+    found = {a["aim"]: a for a in rival_aims(run.config, mine, {"weak": weak})}
+    assert found[f"MAE against weak, {len(weak)} policies"]["wanted"] == "< 1" and found[f"MAE against weak, {len(weak)} policies"]["reached"] == "yes"
+    ranks = found["Spearman at eps=0 against the best rival"]
+    assert "(weak)" in ranks["wanted"] and ranks["reached"] in ("no", "tied"), "who is wrong by a constant orders perfectly"
+    assert found["Spearman at eps=0.25 against the best rival"]["reached"].startswith("n/a")
+
+
+def test_the_pool_stands_beside_the_papers(run):
+    table = run.pool_table()
+    whole = table.loc[("here", "all", "")]
+    assert whole["trajectories"] == len(run.data.pool) and np.isclose(whole["reward"], run.pool_value())
+    assert table.loc[("here", "any target", ""), "trajectories"] == 0
+    assert np.isclose(table.loc["here"].drop(["all", "any target"])["share"].sum(), 1)
+    assert table.iloc[-1]["trajectories"] == 640 and table.index[-1][0] == "paper, Table 3"
+
+
+def test_tables_without_content_say_why(run):
+    from adwm.evaluation import Evaluation
+    some = tuple(e for e in run.config.estimators if e.setting == "ours")
+    bare = Evaluation(dataclasses.replace(run.config, classical=None, paper=None, estimators=some), run.data, {})
+    for table in (bare.diagnostics(), bare.adapter_table(), bare.duels(), bare.summary(fresh=True)): assert list(table.columns) == ["nothing"] and len(table) == 1
+    assert bare.classical_figure() is None and len(bare.losses()) == 1 and len(bare.paper_line()) and len(bare.per_seed()) and len(bare.curve_table())
+    assert bare.table("paper").empty and bare.pool_table().index[-1][1] == "any target" and len(bare.aims())
+
+
 @pytest.mark.parametrize("given, code, says", [(["-p", "env", "chess"], 1, "valid ones are"), (["-p", "profile", "huge"], 1, "valid ones are")])
 def test_papermill_fails_in_one_sentence(tmp_path, given, code, says):
     done = subprocess.run([sys.executable, "-m", "papermill", str(root() / "nbs" / "eval.ipynb"), str(tmp_path / "x.ipynb"), *given], capture_output=True, text=True, cwd=root())

@@ -45,7 +45,9 @@ def folder(tmp_path):
     (lambda v: v["estimators"][0].update(adapter="none"), "needs the adapter 'none'"),
     (lambda v: v["estimators"][0].update(split="tomorrow"), "split must be one of"),
     (lambda v: v.update(cell="other"), "must agree"),
-    (lambda v: v.update(level="high"), "must be a number")])
+    (lambda v: v.update(level="high"), "must be a number"),
+    (lambda v: v.update(aims=dict(eror=0.1)), "no parameter 'eror'"),
+    (lambda v: v["paper"].update(size=3), "no parameter 'size'")])
 def test_bad_files_name_the_place(folder, edit, says):
     with pytest.raises(UserError, match=says): load_config(folder=folder(edit))
 
@@ -83,3 +85,24 @@ def test_a_cell_without_assets_says_how_to_make_them(monkeypatch, tmp_path):
     (tmp_path / "assets").mkdir(); monkeypatch.setattr(evaluation, "root", lambda: tmp_path)
     with pytest.raises(UserError, match="are not in the repository; make them with: papermill .* -p source remake"):
         evaluation.load_data(evaluation.freeze(dataclasses.replace(load_config(), title="nothing here")))
+
+
+def test_aims_and_the_papers_pool():
+    webshop, other = load_config(), load_config(cell="hotpotqa-dpo")
+    assert (webshop.aims.error, webshop.aims.error_zero, webshop.aims.skill) == (0.04, 0.05, 0.75)
+    assert (other.aims.error, other.aims.skill, other.aims.rank, other.aims.agents) == (0.06, 0.6, 0.9, 6)
+    pools = {c: load_config(cell=c).paper.pool for c in ("hotpotqa-dpo", "hotpotqa-prm", "hotpotqa-cross", "scienceworld-eto", "alfworld-iter1", "alfworld-iter3", "webshop-iter1")}
+    assert list(pools.values()) == [512, 512, 512, 512, 256, 744, 640]
+
+
+def test_what_remakes_a_cell():
+    from adwm.evaluation import remake_command
+    assert remake_command(load_config(cell="hotpotqa-prm")) == "papermill nbs/eval.ipynb outputs/eval-hotpotqa-prm-remade.ipynb -p cell hotpotqa-prm -p source remake"
+    assert "-p profile smoke" in remake_command(load_config(profile="smoke"))
+
+
+def test_best_of_n_is_hashed_where_it_acts_and_nowhere_else():
+    from adwm.evaluation import agent_code
+    config = load_config(cell="hotpotqa-prm")
+    assert agent_code(config, "a-prm") == ("preference",) and agent_code(config, "b-mid", "a-dpo0", "reference") == ()
+    assert agent_code(load_config(), *load_config().collect.targets) == ()
