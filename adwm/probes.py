@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Question', 'Sheet', 'menu_paths', 'decisions_of', 'question_sheets', 'Branch', 'Trunk', 'allowed_log_probs',
-           'path_log_prob', 'reach', 'answer', 'prefix_of', 'speak', 'language_probe', 'state_at']
+           'path_log_prob', 'reach', 'answer', 'prefix_of', 'speak', 'language_probe', 'state_at', 'probe_of']
 
 # %% ../nbs/42_probes.ipynb #1c512be2
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from .agents import Cursor, LMAgent, common_prefix, draw
 from .core import UserError, key_rng
 from .envs import State
 from .episodes import Episode
-from .weights import Probe
+from .weights import Probe, agent_probe
 
 # %% ../nbs/42_probes.ipynb #4d4ac2f9
 @dataclass(frozen=True)
@@ -215,7 +215,8 @@ def language_probe(
     least: float = 1e-3,   # actions of a menu below this probability are left out
     budget: int = 8192,    # tokens per forward pass
 ) -> Probe:
-    "The probe of a language model: exact over closed menus, sampled where text is free."
+    "The probe of a language model: exact over closed menus, sampled where text is free; raises UserError for an agent without log-probabilities."
+    if not getattr(agent, "has_log_prob", True): raise UserError(f"{agent.name} has no log-probability, so a forward pass does not say what it would do: let it speak (agent_probe)")
     if not 0 < least < 0.5: raise UserError(f"least is {least}: it must lie between 0 and 0.5")
     menus, work, turns, first = {}, [], [], {}
     for i, e in enumerate(pool):
@@ -258,3 +259,13 @@ def _kept(paths, answers, least):
     out = {a: p for a, p in out.items() if p >= least}
     total = sum(out.values())
     return {a: p / total for a, p in out.items()}
+
+# %% ../nbs/42_probes.ipynb #99364586
+def probe_of(
+    agent,                # a language model, or any policy that can be asked
+    pool: list[Episode],
+    m: int = 8,           # samples where the distribution is not known
+    seed: int = 0,
+) -> Probe:
+    "The probe of an agent: from forward passes where they tell, else by letting it speak."
+    return language_probe(agent, pool, m, seed) if getattr(agent, "has_log_prob", True) else agent_probe(agent, pool, m, seed)

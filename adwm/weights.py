@@ -7,18 +7,18 @@ __all__ = ['ESTIMATED', 'UNRELIABLE', 'IMPOSSIBLE', 'FORMS', 'Estimate', 'imposs
            'spread_draws', 'reference_probe', 'thin', 'write_probe', 'read_probe', 'action_span', 'agent_probe',
            'probe_from_agent', 'exact_probe', 'Logs', 'pad', 'stack', 'discounts', 'is_terms', 'pdis_terms',
            'normalised', 'ratio_terms', 'wis_terms', 'stepwis_terms', 'kish_ess', 'largest_share', 'hill',
-           'action_coverage', 'resolved', 'WeightRule', 't_quantile', 'conclude', 'behavior_of', 'Weighted',
-           'action_features', 'conditional_logit', 'fit_behavior']
+           'action_coverage', 'resolved', 'WeightRule', 't_quantile', 'conclude', 'behavior_of', 'unweighable',
+           'Weighted', 'action_features', 'conditional_logit', 'fit_behavior']
 
 # %% ../nbs/40_weights.ipynb #b29c9bfa
 import gzip, json, math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from statistics import NormalDist
 from typing import Callable, Protocol
 
 import numpy as np
+from scipy.special import stdtrit
 
 from .core import UserError, atomic_write, key_rng
 from .envs import Domain, State, words
@@ -57,7 +57,7 @@ class Probe:
     "What a target policy says at the prefixes of a pool."
     policy: str
     epsilon: float
-    logp: tuple[np.ndarray, ...]                        # per episode (T,): log pi_e(a_t | h_t) of the logged action
+    logp: tuple[np.ndarray, ...] | None                 # per episode (T,): log pi_e(a_t | h_t) of the logged action; None: the target has no log-probability
     actions: tuple[tuple[tuple[str, ...], ...], ...]    # per episode, per turn: actions of the target
     weights: tuple[tuple[np.ndarray, ...], ...]         # their weights, summing to one
     action_logp: tuple[tuple[np.ndarray, ...], ...] | None = None  # their log-probabilities, where computed
@@ -65,8 +65,10 @@ class Probe:
 
     def check(self, pool: list[Episode]) -> None:
         "Raise UserError unless the probe belongs to this pool."
-        if len(self.logp) != len(pool): raise UserError(f"the probe of {self.policy} covers {len(self.logp)} episodes and the pool has {len(pool)}: probe this pool")
-        for i, (e, lp) in enumerate(zip(pool, self.logp)):
+        if len(self.actions) != len(pool): raise UserError(f"the probe of {self.policy} covers {len(self.actions)} episodes and the pool has {len(pool)}: probe this pool")
+        for i, (e, acts) in enumerate(zip(pool, self.actions)):
+            if len(acts) != len(e.turns): raise UserError(f"the probe of {self.policy} answers at {len(acts)} of the {len(e.turns)} turns of episode {i}: probe this pool")
+        for i, (e, lp) in enumerate(zip(pool, self.logp or ())):
             if len(lp) != len(e.turns): raise UserError(f"the probe of {self.policy} has {len(lp)} log-probabilities for the {len(e.turns)} turns of episode {i}: they must match the actions")
             if np.isnan(lp).any() or (np.asarray(lp) > 1e-6).any(): raise UserError(f"the probe of {self.policy} holds a log-probability that is NaN or above 0 in episode {i}")
 
@@ -85,7 +87,7 @@ def mix_probes(
     for (a, u), (wa, wu) in pairs:
         actions.append(tuple(x + y for x, y in zip(a, u)))
         weights.append(tuple(np.concatenate([(1 - epsilon) * x, epsilon * y]) for x, y in zip(wa, wu)))
-    logp = tuple(mixture_log_prob(x, y, epsilon) for x, y in zip(agent.logp, reference.logp))
+    logp = None if agent.logp is None else tuple(mixture_log_prob(x, y, epsilon) for x, y in zip(agent.logp, reference.logp))
     return Probe(agent.policy, epsilon, logp, tuple(actions), tuple(weights), None, parts)
 
 def spread_draws(
@@ -127,14 +129,15 @@ def thin(
 def write_probe(path: str | Path, probe: Probe) -> Path:
     "Keep a probe (without the parts of a mixture) as gzipped JSON; the same probe gives the same bytes."
     text = lambda row: [None if np.isneginf(x) else float(x) for x in row]
-    said = dict(policy=probe.policy, epsilon=probe.epsilon, logp=[text(r) for r in probe.logp], actions=probe.actions, weights=[[list(map(float, w)) for w in r] for r in probe.weights])
+    logp = None if probe.logp is None else [text(r) for r in probe.logp]
+    said = dict(policy=probe.policy, epsilon=probe.epsilon, logp=logp, actions=probe.actions, weights=[[list(map(float, w)) for w in r] for r in probe.weights])
     return atomic_write(path, gzip.compress(json.dumps(said).encode(), mtime=0))
 
 def read_probe(path: str | Path) -> Probe:
     "The probe that `write_probe` kept; raises UserError for anything else."
     try: said = json.loads(gzip.decompress(Path(path).read_bytes()))
     except (OSError, ValueError) as err: raise UserError(f"{path} is not a probe ({err}): delete it, and it is made again") from err
-    logp = tuple(np.array([-np.inf if x is None else x for x in r], float) for r in said["logp"])
+    logp = None if said["logp"] is None else tuple(np.array([-np.inf if x is None else x for x in r], float) for r in said["logp"])
     return Probe(said["policy"], said["epsilon"], logp, tuple(tuple(map(tuple, r)) for r in said["actions"]), tuple(tuple(np.array(w, float) for w in r) for r in said["weights"]))
 
 # %% ../nbs/40_weights.ipynb #73191e93
@@ -151,7 +154,7 @@ assert action_span([5, 6, 7], [5, 6, 9, 9]) == (2, 4) and action_span([5, 6], [5
 
 # %% ../nbs/40_weights.ipynb #c703520f
 def agent_probe(
-    agent,                # a Policy with log_probs and sessions
+    agent,                # a Policy: its sessions, and its log_probs unless has_log_prob is False
     pool: list[Episode],
     m: int = 8,           # sampled actions per prefix
     seed: int = 0,
@@ -163,8 +166,9 @@ def agent_probe(
     for start in range(0, len(pool) if m else 0, batch): taken += _sample_actions(agent, pool[start:start + batch], m, seed)
     if not m: taken = [[() for _ in e.turns] for e in pool]
     weights = tuple(tuple(np.full(len(a), 1 / max(len(a), 1)) for a in row) for row in taken)
-    scores = _score_actions(agent, pool, taken) if score else None
-    return Probe(agent.name, 0.0, tuple(np.asarray(x, float) for x in agent.log_probs(pool)), tuple(tuple(r) for r in taken), weights, scores)
+    known = getattr(agent, "has_log_prob", True)
+    logp = tuple(np.asarray(x, float) for x in agent.log_probs(pool)) if known else None
+    return Probe(agent.name, 0.0, logp, tuple(tuple(r) for r in taken), weights, _score_actions(agent, pool, taken) if score and known else None)
 
 def _sample_actions(agent, pool, m, seed):
     session, out = agent.session([e.task for e in pool]), [[] for _ in pool]
@@ -241,6 +245,7 @@ def stack(
 ) -> Logs:
     "Arrays of a pool and a probe; raises UserError for what cannot be weighted."
     probe.check(pool)
+    if probe.logp is None: raise UserError(f"{probe.policy} has no log-probability, so its trajectories cannot be weighted")
     if behavior is None:
         lacks = next((i for i, e in enumerate(pool) if any(t.logp is None for t in e.turns)), None)
         if lacks is not None: raise UserError(f"episode {lacks} was logged without behavior log-probabilities: estimate them with fit_behavior or use an estimator without weights")
@@ -373,10 +378,8 @@ def t_quantile(
     p: float,   # in (0, 1)
     df: float,  # degrees of freedom
 ) -> float:
-    "Quantile of Student's t by the Cornish-Fisher series."
-    z = NormalDist().inv_cdf(p)
-    return (z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * df**3)
-            + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * df**4))
+    "Quantile of Student's t."
+    return float(stdtrit(df, p))
 
 def conclude(
     x: np.ndarray,                # (n,) terms
@@ -404,6 +407,14 @@ def behavior_of(estimator, pool: list[Episode], seed: int = 0):  # per episode (
     if estimator.behavior == "known": return None
     return list(estimator.fitted) if estimator.fitted is not None else fit_behavior(pool, estimator.domain, seed)
 
+def unweighable(estimator, pool: list[Episode], probe: Probe) -> str:  # one sentence, or nothing
+    "Why nothing in this pool can be weighted toward a target, if that is known beforehand."
+    if len(pool) < 2: return f"the pool holds {len(pool)} trajectories: at least two are needed"
+    if probe.logp is None: return f"{probe.policy} has no log-probability, so importance weights do not exist"
+    if estimator.behavior == "known" and any(t.logp is None for e in pool for t in e.turns):
+        return "the pool was logged without behavior log-probabilities: use the fitted behavior or an estimator without weights"
+    return ""
+
 @dataclass(frozen=True)
 class Weighted:
     "The importance-weighting estimators: estimate(pool, probe, seed) -> Estimate."
@@ -427,9 +438,7 @@ class Weighted:
 
     def estimate(self, pool: list[Episode], probe: Probe, seed: int = 0) -> Estimate:
         "Weigh the pool toward the target."
-        if len(pool) < 2: return impossible(f"the pool holds {len(pool)} trajectories: at least two are needed")
-        if self.behavior == "known" and any(t.logp is None for e in pool for t in e.turns):
-            return impossible("the pool was logged without behavior log-probabilities: use the fitted behavior or an estimator without weights")
+        if reason := unweighable(self, pool, probe): return impossible(reason)
         return self.from_logs(stack(pool, probe, behavior_of(self, pool, seed)))
 
     def from_logs(self, logs: Logs) -> Estimate:

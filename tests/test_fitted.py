@@ -10,7 +10,7 @@ from test_weights import everything, log_ratio, logs_of, random_logs
 
 from adwm.core import UserError, key_rng
 from adwm.fitted import (Corrected, DMPaper, Encoded, Fitted, HistoryKey, NetConfig, NetFitter, Remember, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
-                         fit_together, fit_values, fqe_iterate, fqe_net, fqe_nets, fqe_solve, is_random, likely, magic_terms, make_net, returns_to_go, simplex_qp, standardiser, transitions, wdr_terms)
+                         fit_together, fit_values, fold_parts, fqe_iterate, fqe_net, fqe_nets, fqe_solve, half_samples, is_random, likely, magic_terms, make_net, returns_to_go, simplex_qp, standardiser, transitions, wdr_terms)
 from adwm.tabular import TabularDomain, action_values, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value
 from adwm.weights import IMPOSSIBLE, UNRELIABLE, Logs, action_coverage, conclude, exact_probe, mix_probes, pdis_terms, t_quantile
 
@@ -120,6 +120,52 @@ def test_values_and_intervals_at_500_nats_against_sixty_digits(form, kind):
         assert np.isfinite(mine) and abs(Decimal(float(mine)) - sure) <= Decimal("1e-8") * max(abs(sure), abs(m), half)
 
 
+def magic_in_many_digits(logs, q, v):
+    "MAGIC's value and standard error in 50 digits; the quadratic program by trying every support."
+    from itertools import combinations
+    mp = pytest.importorskip("mpmath").mp.clone()
+    mp.dps = 50
+    n, T = q.shape
+    exact = lambda a: [[mp.mpf(float(x)) for x in row] for row in a]
+    W, r, Q, V = [[mp.exp(x) for x in row] for row in exact(logs.logw)], exact(logs.reward), exact(q), exact(v)
+    rungs = [[V[i][0] for i in range(n)]]
+    for t in range(T):
+        delta, total = [r[i][t] + (V[i][t + 1] if t + 1 < T else 0) - Q[i][t] for i in range(n)], sum(W[i][t] for i in range(n))
+        middle = sum(W[i][t] * delta[i] for i in range(n)) / total
+        rungs.append([rungs[-1][i] + middle + n * W[i][t] / total * (delta[i] - middle) for i in range(n)])
+    g, k = [sum(x) / n for x in rungs], T + 1
+    cov = [[sum((x - a) * (y - b) for x, y in zip(X, Y)) / (n - 1) / n for Y, b in zip(rungs, g)] for X, a in zip(rungs, g)]
+    half = mp.mpf(t_quantile(0.75, n - 1)) * mp.sqrt(cov[-1][-1])
+    b = [max(x - g[-1] - half, 0) + min(x - g[-1] + half, 0) for x in g]
+    A = mp.matrix([[cov[i][j] + b[i] * b[j] for j in range(k)] for i in range(k)])
+    A = A + mp.mpf(1e-6) * sum(A[i, i] for i in range(k)) / k * mp.eye(k)
+    best = None
+    for on in (c for size in range(1, k + 1) for c in combinations(range(k), size)):
+        z = mp.lu_solve(mp.matrix([[A[i, j] for j in on] for i in on]), mp.matrix([1] * len(on)))
+        x = [z[on.index(i)] / sum(z) if i in on else mp.mpf(0) for i in range(k)]
+        if min(x) >= 0:
+            cost = sum(x[i] * A[i, j] * x[j] for i in range(k) for j in range(k))
+            if best is None or cost < best[0]: best = cost, x
+    x = best[1]
+    return sum(a * b for a, b in zip(x, g)), mp.sqrt(sum(x[i] * cov[i][j] * x[j] for i in range(k) for j in range(k)))
+
+
+@pytest.mark.parametrize("fit", ["random", "near", "poor"])
+@pytest.mark.parametrize("kind", ["mixed", "all low", "all high", "one giant"])
+def test_magic_at_500_nats_against_many_digits(kind, fit):
+    n, T, rng = 30, 6, key_rng(2, kind, fit)
+    totals = {"mixed": rng.uniform(-500, 500, n), "all low": -500 + rng.normal(size=n), "all high": 500 - rng.exponential(size=n), "one giant": np.r_[500.0, np.full(n - 1, -500.0)]}[kind]
+    logs = Logs((rng.dirichlet(np.ones(T), n) * totals[:, None]).cumsum(1), rng.uniform(0, 1, (n, T)), np.ones((n, T), bool))
+    q, v = rng.uniform(0, 1, (2, n, T))
+    if fit == "near": q, v = (np.cumsum(logs.reward[:, ::-1], 1)[:, ::-1] + 0.1 * x for x in (q, v))
+    if fit == "poor": q, v = q - 5, v - 5
+    est, (m, se) = Corrected(None, form="MAGIC").from_logs(logs, q, v), magic_in_many_digits(logs, q, v)
+    half = t_quantile(0.95, n - 1) * se
+    for mine, sure in ((est.value, m), (est.interval[0], m - half), (est.interval[1], m + half)):
+        assert np.isfinite(mine) and abs(mine - sure) <= 1e-8 * max(abs(sure), abs(m), half), (float(mine), float(sure))
+    assert abs(est.notes["rungs"].sum() - 1) < 1e-12 and est.notes["rungs"].min() >= 0
+
+
 def test_quadratic_program_against_scipy():
     for seed in range(6):
         A = key_rng(seed, "qp").normal(size=(6, 4 if seed % 2 else 6))
@@ -197,7 +243,7 @@ def test_networks_side_by_side_are_the_networks_one_by_one(world):
     fitter = Remember(NetFitter(config))
     fit_together(pool, [mix_probes(own, other, x) for x in (0.0, 0.3)], encode, fitter, 2, 1.0, 0)
     before = set(fitter.known)
-    assert len(before) == 8, "two epsilons: all rows, the filter, two folds"
+    assert len(before) == 12, "two epsilons: all rows, two folds that are also the halves, the filter and its halves"
     for it in classical(encode, fitter, NetFitter(config, bootstrap=False)):
         if is_random(it) and it.fitter is fitter: it.estimate(pool, mix_probes(own, other, 0.3), 0)
     assert set(fitter.known) == before, "nothing is fitted twice"
@@ -272,6 +318,70 @@ def test_the_family_on_one_pool(world):
     assert flat[0] == flat[1] == pytest.approx(np.mean([x.ret for x in pool]))
 
 
+def test_halves_are_balanced_and_the_first_split_is_that_of_two_folds(world):
+    p, b, e, u, pool = world
+    halves, task = half_samples(pool, 3, 5), np.array([x.task.id for x in pool])
+    signs = []
+    for A, B in zip(halves[::2], halves[1::2]):
+        assert not set(task[A]) & set(task[B]) and sorted([*A, *B]) == list(range(len(pool)))
+        signs.append([1 if t in set(task[A]) else -1 for t in sorted(set(task))])
+    assert (np.array(signs) @ np.transpose(signs) == len(set(task)) * np.eye(3)).all(), "orthogonal over eight tasks"
+    assert {tuple(x) for x in halves[:2]} == {tuple(train) for train, _ in fold_parts(pool, 2, 5)}
+    assert half_samples([x for x in pool if x.task.id in sorted(set(task))[:3]], 1, 5) == []
+    with pytest.raises(UserError): half_samples(pool, 4, 5)
+
+
+@pytest.mark.parametrize("how,splits", [("refit", 1), ("refit", 3), ("paper", 1), ("evaluation", 2)])
+def test_the_fits_error_is_the_spread_of_fits_on_halves(world, how, splits):
+    p, b, e, u, pool = world
+    probe = mix_probes(exact_probe(p, e, pool), exact_probe(p, u, pool, "reference", 1.0), 0.3)
+    key, keep = HistoryKey(page_only=True), likely(probe) if how == "paper" else np.ones(len(pool), bool)
+
+    class Part(Encoded):
+        def rows(self, pool, probe): return transitions(pool, probe, self.encode).only(np.flatnonzero(self.some))
+
+    def value_of(some):
+        part = Part(key)
+        part.some = some
+        return Fitted(part, TableFitter(), epsilon="refit" if how == "paper" else how, splits=0).estimate(pool, probe, 2).value
+    full, alone = (Fitted(key, TableFitter(), epsilon=how, splits=s).estimate(pool, probe, 2) for s in (splits, 0))
+    inside = lambda half: np.isin(np.arange(len(pool)), half) & keep
+    at = [value_of(inside(h)) for h in half_samples(pool, splits, 2)]
+    error = np.sqrt(np.mean(np.subtract(at[::2], at[1::2]) ** 2) / 4)
+    width = np.hypot((alone.interval[1] - alone.interval[0]) / 2, t_quantile(0.95, splits) * error)
+    assert full.value == alone.value and full.notes["fit_error"] == pytest.approx(error, rel=1e-9) and error > 0
+    assert np.allclose(full.interval, (full.value - width, full.value + width), atol=1e-12)
+
+
+def test_intervals_of_direct_estimators_cover_where_the_table_can_express_the_value():
+    p = random_process(31, n_obs=2, n_actions=2, horizon=2, tasks=1, dense=True)
+    b, e, n, hits = random_policy(p, 2), random_policy(p, 3, 1.5), 120, []
+    drawn = to_episodes(p, draw(p, b, n * 150, key_rng(3, "cover fit")), b)
+    free = lambda key: lambda task, *rest: key(replace(task, id=""), *rest)
+    for i in range(150):
+        pool = drawn[i * n:(i + 1) * n]
+        probe, pool = exact_probe(p, e, pool), [replace(x, task=replace(x.task, id=str(j))) for j, x in enumerate(pool)]
+        low, high = Fitted(free(HistoryKey()), TableFitter(), splits=3).estimate(pool, probe, i).interval
+        hits.append(low <= value(p, e) <= high)
+    assert 0.83 <= np.mean(hits) <= 0.97
+
+
+def test_too_few_tasks_and_targets_without_a_log_probability(world):
+    p, b, e, u, pool = world
+    few = [x for x in pool if x.task.id in sorted({y.task.id for y in pool})[:3]]
+    key = HistoryKey(page_only=True)
+    est = Fitted(key, TableFitter()).estimate(few, exact_probe(p, e, few), 0)
+    assert est.status == UNRELIABLE and "too few tasks" in est.reason and est.interval[0] < est.value < est.interval[1]
+    mute, full = replace(exact_probe(p, e, pool), logp=None), exact_probe(p, e, pool)
+    for x in (0.0, 0.3):
+        asked, known = (mix_probes(own, exact_probe(p, u, pool, "reference", 1.0), x) for own in (mute, full))
+        for it in classical(key, TableFitter(), TableFitter(bootstrap=False), domain=TabularDomain(), fitted_behavior=True):
+            est = it.estimate(pool, asked, 0)
+            if isinstance(it, (DMPaper, Replay)) or it.name in ("DM", "FQE", "FQE (mixed at evaluation)"): assert est.value == it.estimate(pool, known, 0).value
+            else: assert est.status == IMPOSSIBLE and "no log-probability" in est.reason and np.isnan(est.value)
+    fit_together(pool, [asked], Encoded(key), Remember(TableFitter()))
+
+
 def test_replay_with_exact_values_and_terminal_rewards():
     p = random_process(3, tasks=6, vary_length=True)
     b = random_policy(p, 1)
@@ -290,7 +400,7 @@ def test_fits_are_shared_and_truncation_has_no_successor(world):
             return super().fit(rows, discount, seed)
     family = classical(HistoryKey(page_only=True), Counting(), Counting(bootstrap=False))
     for it in family: it.estimate(pool, exact_probe(p, e, pool), 0)
-    assert len(calls) == 5, "FQE, the paper's filter, two folds for DR, WDR and MAGIC together, one regression on returns"
+    assert len(calls) == 13, "FQE, two folds for DR, WDR, MAGIC and FQE's error together, the paper's filter and its halves; one regression on returns and its six halves"
     cut = [replace(x, terminated=False, truncated=True, last_obs="page 0") for x in pool]
     rows, cut_rows = (transitions(x, exact_probe(p, e, pool), HistoryKey()) for x in (pool, cut))
     assert (rows.after == cut_rows.after).all() and np.allclose(returns_to_go(rows)[np.flatnonzero(np.diff(rows.episode, prepend=-1))], [x.ret for x in pool])

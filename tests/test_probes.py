@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adwm.core import UserError, key_rng, root
-from adwm.probes import language_probe, menu_paths, prefix_of, state_at
+from adwm.probes import language_probe, menu_paths, prefix_of, probe_of, state_at
 
 ASSETS = root() / "assets" / "webshop-iter1"
 pytestmark = pytest.mark.skipif(not (ASSETS / "manifest.json").is_file(), reason="the cell's agents and pool are not in this checkout")
@@ -61,6 +61,25 @@ def test_batches_do_not_matter(asked):
     assert again.actions == probe.actions[:5]
     assert all(np.allclose(x, y, atol=1e-5) for r, q in zip(again.weights, probe.weights) for x, y in zip(r, q))
     with pytest.raises(UserError): language_probe(agent, pool[:1], least=0)
+
+
+QUIZ = root() / "assets" / "hotpotqa"
+
+
+@pytest.mark.skipif(not (QUIZ / "manifest.json").is_file(), reason="the HotpotQA agents and pool are not in this checkout")
+@pytest.mark.parametrize("name", ["a-prm", "b-first"])
+def test_the_best_of_several_proposals_is_asked_and_a_plain_agent_is_read(name):
+    from adwm.episodes import read_episodes
+    from adwm.hotpotqa import domain
+    from adwm.preference import load_agent
+    agent, pool = load_agent(QUIZ / "agents" / name, domain(), 1.0, name), read_episodes(QUIZ / "pool.jsonl.gz", "hotpotqa")[:4]
+    probe = probe_of(agent, pool, m=2)
+    probe.check(pool)
+    if name == "a-prm":
+        with pytest.raises(UserError, match="no log-probability"): language_probe(agent, pool)
+        assert probe.logp is None and all(len(a) == 2 for row in probe.actions for a in row)
+    else:
+        for mine, theirs in zip(probe.logp, agent.log_probs(pool)): assert np.allclose(mine, theirs, atol=2e-4)
 
 
 def test_an_action_that_cannot_be_said_is_impossible(asked):

@@ -8,7 +8,7 @@ from scipy import stats
 
 from adwm.core import UserError, key_rng
 from adwm.tabular import (Sample, TabularAgent, TabularDomain, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value)
-from adwm.weights import (ESTIMATED, FORMS, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, action_span, exact_probe, fit_behavior, hill, is_terms,
+from adwm.weights import (ESTIMATED, FORMS, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, action_span, agent_probe, exact_probe, fit_behavior, hill, is_terms,
                           kish_ess, largest_share, mix_probes, normalised, pdis_terms, probe_from_agent, read_probe, reference_probe, resolved, spread_draws, stack, stepwis_terms,
                           t_quantile, thin, wis_terms, write_probe)
 
@@ -190,6 +190,28 @@ def test_estimate_is_near_the_truth_and_status_is_explicit(world):
     assert Weighted("IS").from_logs(far).status == IMPOSSIBLE and Weighted("WIS").from_logs(far).status == UNRELIABLE
     one = [x for x in pool if x.task.id == pool[0].task.id]
     assert "one task" in Weighted("PDIS").estimate(one, exact_probe(p, e, one), 0).reason
+
+
+def test_a_target_without_a_log_probability_is_asked_and_not_weighed(world, tmp_path):
+    p, b, e, pool = world
+    class Chooser(TabularAgent):
+        has_log_prob = False
+        def log_probs(self, episodes): raise AssertionError("nobody knows")
+    some = pool[:40]
+    probe = agent_probe(Chooser("chooser", p, e), some, m=3, score=True)
+    probe.check(some)
+    assert probe.logp is None and probe.action_logp is None and probe.actions == agent_probe(TabularAgent("chooser", p, e), some, m=3).actions
+    assert read_probe(write_probe(tmp_path / "probe.json.gz", probe)).logp is None
+    other = exact_probe(p, uniform_policy(p), some, "reference", 1.0)
+    assert mix_probes(probe, other, 0.3).logp is None and mix_probes(probe, other, 1.0).logp is other.logp
+    for form in FORMS: assert Weighted(form).estimate(some, mix_probes(probe, other, 0.3)).status == IMPOSSIBLE
+    with pytest.raises(UserError): stack(some, probe)
+    with pytest.raises(UserError): probe.check(some[:5])
+
+
+@pytest.mark.parametrize("df,want", [(1, 6.3137515), (2, 2.9199856), (3, 2.3533634), (30, 1.6972609)])
+def test_student_quantiles_with_few_degrees_of_freedom(df, want):
+    assert abs(t_quantile(0.95, df) - want) < 1e-6
 
 
 def test_bad_input_is_one_sentence(world):
