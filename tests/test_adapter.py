@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adwm.adapter import (Adapter, AdapterConfig, Continuation, adapter_report, agreement, greedy_actions, load_adapter, mean_soft_loss,
-                          prefix, read_history, retrieval, save_adapter, sequences, text_means, train_adapter)
+                          prefix, retrieval, save_adapter, sequences, text_means, train_adapter)
 from adwm.agents import LMAgent
 from adwm.core import UserError, from_dict, key_rng
 from adwm.envs import Corridor, State

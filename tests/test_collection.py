@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from adwm.collection import (CellSpec, Collect, cell_tasks, check_manifest, collect_pool, collect_truth, digest, load_agents, pool_plan, read_truth, replay, reroll,
-                             truth_row, write_manifest, write_truth)
+from adwm.collection import (CellSpec, Collect, cell_tasks, check_manifest, collect_pool, collect_truth, digest, load_agents, read_truth, replay, reroll,
+                             write_manifest, write_truth)
 from adwm.core import UserError, root
-from adwm.episodes import TERMINAL, read_episodes, write_episodes
+from adwm.episodes import TERMINAL, read_episodes
 from adwm.policies import ReferencePolicy, ScriptedPolicy, policy_log_probs
 from adwm.training import Recipe
-from adwm.webshop import WebShopSimulator, expert, generated_shop, sample_goals, training_worlds
+from adwm.webshop import training_worlds
+from tests_helpers import small_shop
 
 torch.set_num_threads(1)
 CELLS = sorted((root() / "assets").glob("*/manifest.json"))
@@ -21,15 +22,14 @@ needs_assets = pytest.mark.skipif(not CELLS, reason="no committed cell under ass
 
 @pytest.fixture(scope="module")
 def shop():
-    s = generated_shop(5, 60); goals = sample_goals(s, 20, "eval", 0); by = {g.id: g for g in goals}
-    simulator = WebShopSimulator(s, goals)
+    simulator, best = small_shop(5, 60, 20)
 
     def teacher(state):
         "The expert; a state that comes from a record is played again to know where it stands."
         if state.extra is None:
             turns, state = state.turns, simulator.reset([state.task], [()])[0]
             for t in turns: state = simulator.step([state], [t.action], [()])[0].state
-        return expert(s, by[state.task.id], state)
+        return best(state)
     return simulator, teacher
 
 

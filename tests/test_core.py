@@ -1,5 +1,5 @@
 "Keyed randomness, configurations, atomic files and the stage cache."
-import os, signal, subprocess, sys, textwrap
+import signal, subprocess, sys, textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -1,7 +1,6 @@
 "HotpotQA: answers, ReAct protocol, generated worlds, loader, domain, simulator, expert."
 import json
 import math
-import re
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from adwm.core import UserError, key_rng, shared_data
 from adwm.episodes import TERMINAL, Task
 from adwm.hotpotqa import (START, Encyclopedia, HotpotDomain, HotpotSimulator, Question, Reading, act, cell_tasks, domain, exact, expert, f1, generate_world, normalize_title, plain,
                            read_world, training_worlds, world, write_world)
+from tests_helpers import finish, random_walk as walk
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,8 @@ def test_generated_worlds_are_always_solvable(seed):
     w = generate_world(seed, 12, 40)
     sim = HotpotSimulator(w, w.questions)
     for task in sim.tasks():
-        state, turns = sim.reset([task], [()])[0], 0
-        while True:
-            out = sim.step([state], [expert(w, sim.questions[task.id], state)], [()])[0]
-            state, turns = out.state, turns + 1
-            if out.terminated: break
-            assert turns < 8
-        assert out.reward == 1. and out.info["em"] and state.obs == TERMINAL
+        out = finish(sim, sim.reset([task], [()])[0], lambda s: expert(w, sim.questions[s.task.id], s), 8)
+        assert out.terminated and out.reward == 1. and out.info["em"] and out.state.obs == TERMINAL
 
 
 def test_world_has_every_kind_and_ambiguous_titles(made):
@@ -94,17 +89,6 @@ def test_answers_stand_in_the_supporting_sentences(made):
     for q in made.questions:
         told = " ".join(made.pages[t][i] for t, i in q.facts)
         assert q.answer in told or q.kind == "comparison"
-
-
-def walk(sim, task, seed, n=12):
-    state = sim.reset([task], [()])[0]
-    for turn in range(n):
-        u = sim.domain.reference(task, state.obs, state.choices)
-        action = u.sample(key_rng(seed, task.id, turn))
-        yield state, action, u
-        out = sim.step([state], [action], [()])[0]
-        if out.terminated: return
-        state = out.state
 
 
 def test_reference_is_exact_and_from_text(sim):
@@ -144,15 +128,12 @@ def test_what_can_be_said_depends_on_the_question(sim):
 
 def test_the_expert_does_only_what_a_pupil_can_say():
     simulator, tasks = cell_tasks(3, 60, 20, questions=300, people=150)
-    for task in tasks["pool"]:
-        state = simulator.reset([task], [()])[0]
-        for _ in range(8):
-            action = expert(simulator.world, simulator.questions[task.id], state)
-            assert action in state.choices
-            out = simulator.step([state], [action], [()])[0]
-            state = out.state
-            if out.terminated: break
-        assert out.reward == 1.
+
+    def choose(state):
+        action = expert(simulator.world, simulator.questions[state.task.id], state)
+        assert action in state.choices
+        return action
+    assert all(finish(simulator, simulator.reset([task], [()])[0], choose, 8).reward == 1. for task in tasks["pool"])
 
 
 def test_cells_and_training_share_nothing():
@@ -188,11 +169,8 @@ def test_features_have_one_shape(sim):
 
 def test_expert_recovers_from_anywhere(sim):
     for task in sim.tasks()[:40]:
-        *_, (state, action, _) = walk(sim, task, 8, 4)
-        for _ in range(8):
-            out = sim.step([state], [expert(sim.world, sim.questions[task.id], state)], [()])[0]
-            state = out.state
-            if out.terminated: break
+        *_, (state, _, _) = walk(sim, task, 8, 4)
+        out = finish(sim, state, lambda s: expert(sim.world, sim.questions[s.task.id], s), 8)
         assert out.terminated and out.reward == 1.
 
 
@@ -208,14 +186,8 @@ def test_official_file():
     if path is None: pytest.skip("the official HotpotQA questions are not on this machine")
     w = read_world(path)
     assert len(w.questions) == 200 and len(w.pages) > 1500 and "0 dropped" in w.origin
-    sim, total = HotpotSimulator(w, w.questions), []
-    for task in sim.tasks():
-        state = sim.reset([task], [()])[0]
-        for _ in range(12):
-            out = sim.step([state], [expert(w, sim.questions[task.id], state)], [()])[0]
-            state = out.state
-            if out.terminated: break
-        total.append(out.reward)
+    sim = HotpotSimulator(w, w.questions)
+    total = [finish(sim, sim.reset([task], [()])[0], lambda s: expert(w, sim.questions[s.task.id], s), 12).reward for task in sim.tasks()]
     assert np.mean(total) > .95
 
 

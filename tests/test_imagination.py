@@ -186,15 +186,14 @@ def test_generic_logs_of_a_user():
 
 def test_unseen_lists_are_composed_and_unseen_items_adapted():
     from adwm.policies import ScriptedPolicy
-    from adwm.webshop import SEP, WebShopDomain, WebShopSimulator, expert, generated_shop, read_page, sample_goals
-    shop, domain = generated_shop(1, 60), WebShopDomain()
-    goals = {g.id: g for g in sample_goals(shop, 12, "eval", 1)}
-    real = WebShopSimulator(shop, list(goals.values()), domain)
-    logs = rollout(real, ScriptedPolicy("expert", lambda s: expert(shop, goals[s.task.id], s)), make_rows(real.tasks(), [.3]), 3, 10, env="webshop")
+    from adwm.webshop import SEP, read_page
+    from tests_helpers import small_shop
+    real, best = small_shop(1, 60, 12, goal_seed=1)
+    domain, logs = real.domain, rollout(real, ScriptedPolicy("expert", best), make_rows(real.tasks(), [.3]), 3, 10, env="webshop")
     f, pages = fit(logs, domain, "ours", 0, replace(HOW, joint=6, cached=6), **TINY), PageIndex(logs, domain)
     lines = {text for p in pages.pages for text, _ in domain.lines(p)}
     states = [State(t, t.obs, t.choices) for t in real.tasks()[:3]]
-    words = ["search[wool cotton blue thing]", "search[small red]", f"search[{expert(shop, goals[states[2].task.id], real.reset([states[2].task], [()])[0])[7:-1]}]"]
+    words = ["search[wool cotton blue thing]", "search[small red]", f"search[{best(real.reset([states[2].task], [()])[0])[7:-1]}]"]
     made, plain = (AdwmSimulator(f, pages, how=Imagine(compose=c)) for c in (True, False))
     out, old = made.step(states, words, keys(states)), plain.step(states, words, keys(states))
     for o in out[:2]:

@@ -1,6 +1,5 @@
 "The page index and the nearest-neighbour simulator: relations, ties, filters, composed lists, batching, held-out accuracy."
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,8 @@ from adwm.episodes import TERMINAL, Episode, Task, Turn, split_by_task
 from adwm.policies import ScriptedPolicy
 from adwm.retrieval import (NearestNeighbour, PageIndex, Weights, Words, by_template, follow, last_of_type, offered, one_step, relations, split_by_policy, tune)
 from adwm.rollouts import make_rows, rollout
-from adwm.webshop import WebShopDomain, WebShopSimulator, expert, generated_shop, sample_goals
+from adwm.webshop import WebShopDomain
+from tests_helpers import small_shop
 
 
 class Rooms(Domain):
@@ -123,11 +123,9 @@ def test_offered():
 @pytest.fixture(scope="module")
 def market():
     "A small shop, its logs by the expert at two rates of random acts, and other episodes on the same tasks."
-    shop, domain = generated_shop(2, 120), WebShopDomain()
-    goals = {g.id: g for g in sample_goals(shop, 30, "eval", 2)}
-    real = WebShopSimulator(shop, list(goals.values()), domain)
-    teacher = ScriptedPolicy("expert", lambda s: expert(shop, goals[s.task.id], s))
-    lazy = ScriptedPolicy("lazy", lambda s: "click[buy now]" if domain.page_type(s.obs) == "item" else expert(shop, goals[s.task.id], s))
+    real, best = small_shop(2, 120, 30, goal_seed=2)
+    domain, teacher = real.domain, ScriptedPolicy("expert", best)
+    lazy = ScriptedPolicy("lazy", lambda s: "click[buy now]" if domain.page_type(s.obs) == "item" else best(s))
     logs = rollout(real, teacher, make_rows(real.tasks(), [.3]), 0, 12) + rollout(real, lazy, make_rows(real.tasks(), [.3]), 1, 12)
     return real, domain, logs, rollout(real, teacher, make_rows(real.tasks(), [.15]), 5, 12)
 

@@ -1,5 +1,5 @@
 "The one loop: exact value, batching, resume after a kill, wrong files."
-import os, signal, subprocess, sys, textwrap
+import signal, subprocess, sys, textwrap
 
 import numpy as np
 import pytest

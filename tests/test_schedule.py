@@ -1,11 +1,11 @@
 "Schedule and samplers against exact answers and against the diffusers library."
 import math
-import numpy as np
+
 import pytest
 import torch
 from adwm.core import UserError
-from adwm.schedule import (Schedule, cosine_schedule, denoise, eps_to_score, eps_to_z0, loss_weight, mixture_eps,
-                           noise_model, q_sample, reverse_step, sampled_moments, score_to_eps, snr, visited_steps, z0_to_eps)
+from adwm.schedule import (cosine_schedule, denoise, eps_to_score, eps_to_z0, loss_weight, mixture_eps, noise_model, reverse_step, sampled_moments, snr,
+                           visited_steps)
 
 torch.set_num_threads(1)
 D = torch.float64

@@ -12,7 +12,7 @@ from adwm.readouts import TextReadout, ends, gate
 from adwm.retrieval import NearestNeighbour, PageIndex
 from adwm.rollouts import make_rows, rollout
 from adwm.selfchecks import (Check, CheckRule, SelfCheck, event_rates, judge, reach_checks, replay, resimulate, selfcheck, value_checks, variation)
-from adwm.webshop import WebShopDomain, WebShopSimulator, expert, generated_shop, sample_goals
+from tests_helpers import small_shop
 
 
 class Constant:
@@ -51,11 +51,8 @@ class Rebuilt:
 @pytest.fixture(scope="module")
 def shop():
     "Simulator of the shop, reference policy, pool, the best and the worst component held out."
-    shop, domain = generated_shop(3, 120), WebShopDomain()
-    goals = {g.id: g for g in sample_goals(shop, 24, "eval", 3)}
-    real = WebShopSimulator(shop, list(goals.values()), domain)
-    teacher = ScriptedPolicy("expert", lambda s: expert(shop, goals[s.task.id], s))
-    reference = ReferencePolicy(domain)
+    real, best = small_shop(3, 120, 24, goal_seed=3)
+    teacher, reference = ScriptedPolicy("expert", best), ReferencePolicy(real.domain)
     pool = rollout(real, teacher, make_rows(real.tasks(), [.1, .3, .6]), 3, 12) + rollout(real, reference, make_rows(real.tasks(), [1.]), 3, 12)
     train, held = [e for e in pool if e.epsilon in (.3, .6)], [e for e in pool if e.epsilon in (.1, 1.)]
     return real, reference, pool, train, held

@@ -6,19 +6,18 @@ import torch
 from adwm.agents import LMAgent, PackedFormat, Vocabulary, words_of_task
 from adwm.core import UserError, from_dict
 from adwm.envs import World
-from adwm.recipes import chains, lessons_for, make_agent, make_agents
+from adwm.recipes import chains, make_agent, make_agents
 from adwm.training import (Recipe, batches, build_model, correct, demonstrate, encode, texts_of, train,
                            train_tokenizer)
 from adwm.rollouts import make_rows, roll_chunk
-from adwm.webshop import WebShopSimulator, expert, generated_shop, sample_goals
+from tests_helpers import small_shop
 
 torch.set_num_threads(1)
 
 
 def make_world(n=80, shop_seed=3):
-    shop = generated_shop(shop_seed, 60); goals = sample_goals(shop, n, "agents", 0)
-    simulator, by = WebShopSimulator(shop, goals), {g.id: g for g in goals}
-    return World(simulator, simulator.tasks(), lambda s: expert(shop, by[s.task.id], s))
+    simulator, teacher = small_shop(shop_seed, 60, n, "agents")
+    return World(simulator, simulator.tasks(), teacher)
 
 
 def make_worlds(): return [make_world(40, 3), make_world(40, 4)]

@@ -10,10 +10,10 @@ import pytest
 
 from adwm.catalogue import generate_catalogue, write_catalogue
 from adwm.core import UserError, key_rng, shared_data
-from adwm.envs import State
 from adwm.episodes import TERMINAL, Task, Turn
-from adwm.webshop import (SEP, WebShopDomain, WebShopSimulator, build_shop, clicked_options, domain, expert, generated_shop, instruction_words, lexicon_nouns, normalize_color,
+from adwm.webshop import (SEP, WebShopDomain, WebShopSimulator, build_shop, clicked_options, expert, generated_shop, instruction_words, lexicon_nouns, normalize_color,
                           read_page, read_request, read_shop, reward, rich_text, sample_goals, spacy_nouns, token_set_ratio, type_reward, world)
+from tests_helpers import finish, random_walk as walk
 
 BUTTONS = ("back to search", "< prev", "next >")
 
@@ -219,18 +219,6 @@ def test_a_missing_tagger_is_one_sentence():
 
 # ---- domain
 
-def walk(sim, task, seed, n=12):
-    "States of a uniform walk."
-    state = sim.reset([task], [()])[0]
-    for turn in range(n):
-        u = sim.domain.reference(task, state.obs, state.choices)
-        action = u.sample(key_rng(seed, task.id, turn))
-        yield state, action, u
-        out = sim.step([state], [action], [()])[0]
-        if out.terminated: return
-        state = out.state
-
-
 def test_words_and_templates_go_both_ways(sim):
     seen = Counter()
     for task in sim.tasks()[:40]:
@@ -329,11 +317,8 @@ def test_records_keep_the_instruction_apart(sim):
 def test_expert_finishes_from_anywhere(sim):
     rewards = []
     for task in sim.tasks():
-        *_, (state, action, _) = walk(sim, task, 4, 7)
-        for turn in range(14):
-            out = sim.step([state], [expert(sim.shop, sim.goals[task.id], state)], [()])[0]
-            state = out.state
-            if out.terminated: break
+        *_, (state, _, _) = walk(sim, task, 4, 7)
+        out = finish(sim, state, lambda s: expert(sim.shop, sim.goals[s.task.id], s), 14)
         assert out.terminated
         rewards.append(out.reward)
     assert np.mean(rewards) >= .98
@@ -342,18 +327,10 @@ def test_expert_finishes_from_anywhere(sim):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_difficulty(seed):
     sim, tasks, teacher = world("eval", 120, shop_seed=seed)
-    def mean(choose):
-        total = 0.
-        for task in tasks:
-            state = sim.reset([task], [()])[0]
-            for turn in range(12):
-                out = sim.step([state], [choose(state, turn)], [()])[0]
-                state, total = out.state, total + out.reward
-                if out.terminated: break
-        return total / len(tasks)
-    def first(s, turn): return {"index": f"search[{sim.goals[s.task.id].query}]", "results": (*s.choices, "", "")[2]}.get(sim.domain.page_type(s.obs), "click[buy now]")
-    uniform = mean(lambda s, turn: sim.domain.reference(s.task, s.obs, s.choices).sample(key_rng(1, s.task.id, turn)))
-    assert .02 <= uniform <= .13 and .3 <= mean(first) <= .55 and mean(lambda s, turn: teacher(s)) >= .98
+    def mean(choose): return np.mean([finish(sim, sim.reset([t], [()])[0], choose, 12).reward for t in tasks])   # only the last action pays
+    def first(s): return {"index": f"search[{sim.goals[s.task.id].query}]", "results": (*s.choices, "", "")[2]}.get(sim.domain.page_type(s.obs), "click[buy now]")
+    uniform = mean(lambda s: sim.domain.reference(s.task, s.obs, s.choices).sample(key_rng(1, s.task.id, len(s.turns))))
+    assert .02 <= uniform <= .13 and .3 <= mean(first) <= .55 and mean(teacher) >= .98
 
 
 def test_foreign_task_is_one_sentence(sim):
