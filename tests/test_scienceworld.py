@@ -1,5 +1,5 @@
 "ScienceWorld: gold paths win, replays are identical, rewards sum to the value, a killed Java or a killed collection loses nothing, bad input."
-import os, signal, subprocess, sys, textwrap
+import os, signal
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from adwm import scienceworld as sw
 from adwm.core import UserError, key_rng
 from adwm.envs import State, advance
 from adwm.episodes import TERMINAL, Task, to_line
-from adwm.policies import ReferencePolicy
 from adwm.rollouts import Row, make_rows, rollout
+from tests_helpers import survives_a_kill
 
 needs_engine = pytest.mark.skipif(sw.unavailable() is not None, reason=sw.unavailable() or "")
 
@@ -202,22 +202,7 @@ def test_official_splits(sim):
 
 @needs_engine
 def test_killed_collection_equals_uninterrupted_one(tmp_path, sim):
-    code = textwrap.dedent("""
-        import os, signal, sys
-        from adwm import scienceworld as sw
-        from adwm.policies import ReferencePolicy
-        from adwm.rollouts import make_rows, rollout
-        sim, calls, step = sw.ScienceWorldSimulator(1, focus=False, short=True, teleport=True), 0, sw.ScienceWorldSimulator.step
-        def counted(self, *a):
-            global calls; calls += 1
-            if calls == 6: os.kill(os.getpid(), signal.SIGKILL)
-            return step(self, *a)
-        sw.ScienceWorldSimulator.step = counted
-        rollout(sim, ReferencePolicy(sim.domain), make_rows(sim.draw(4, "dev"), [1.0]), 5, 4, 2, sys.argv[1], "scienceworld")""")
-    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    assert subprocess.run([sys.executable, "-c", code, str(cut)]).returncode == -signal.SIGKILL
-    rows, domain = make_rows(sim.draw(4, "dev"), [1.0]), sw.ScienceWorldDomain(focus=False)
-    sim.domain = domain
-    for path in (whole, cut): rollout(sim, ReferencePolicy(domain), rows, 5, 4, 2, path, "scienceworld")
+    build = "from adwm import scienceworld as sw; sim = sw.ScienceWorldSimulator(1, focus=False, short=True, teleport=True); tasks = sim.draw(4, 'dev')"
+    sim.domain = sw.ScienceWorldDomain(focus=False)
+    survives_a_kill(tmp_path, build, sim, sim.draw(4, "dev"), at=6, horizon=4, env="scienceworld")
     sim.domain = sw.ScienceWorldDomain()
-    assert cut.read_bytes() == whole.read_bytes() and len(whole.read_text().splitlines()) == 4
