@@ -353,7 +353,7 @@ def content_words(
     "Words that carry content."
     return tuple(dict.fromkeys(w for w in re.findall(r"[a-z]+", text.lower()) if w not in _STOPWORDS and len(w) > 2))
 
-
+# %% ../nbs/13_hotpotqa.ipynb #b9e9f98c
 def _small_words(obs: str) -> tuple[str, ...]:
     "Content words of a page that are written small: professions, genres, goods."
     if obs.startswith((START, "Could not find ", "No more", "Nice thought", "Invalid action")): return ()
@@ -378,7 +378,7 @@ def plain(
     "A text as a small agent reads it."
     return " ".join(re.sub(r"[^\w\s-]", " ", text.lower()).split()[:n])
 
-# %% ../nbs/13_hotpotqa.ipynb #b9e9f98c
+# %% ../nbs/13_hotpotqa.ipynb #43a4a04f
 def _verb(action: str) -> tuple[str, str]:
     "(search | lookup | finish | think | other, argument) of an action."
     m = re.match(r"\s*(search|lookup|finish|think)\s*\[(.*)\]\s*$", action, re.I | re.S)
@@ -390,7 +390,7 @@ def _shape(title: str) -> str:
     m = re.search(r"\(([a-z ]+)\)$", title)
     return m[1] if m else ("one", "two", "many")[min(max(len(title.split()), 1), 3) - 1]
 
-# %% ../nbs/13_hotpotqa.ipynb #43a4a04f
+# %% ../nbs/13_hotpotqa.ipynb #2e8bed4f
 class HotpotDomain(Domain):
     "HotpotQA behind the common interface."
     name, free_word = "hotpotqa", "do"
@@ -471,7 +471,7 @@ class HotpotDomain(Domain):
         "Readout features at the answer, from text alone."
         return _features(self, task, turns, last_action, last_obs)
 
-# %% ../nbs/13_hotpotqa.ipynb #ad75698f
+# %% ../nbs/13_hotpotqa.ipynb #b8ceb6b3
 @lru_cache(maxsize=16384)
 def _heard(choices: tuple[str, ...], domain: HotpotDomain) -> dict[str, str]:
     "Words of an agent -> the listed action."
@@ -511,7 +511,7 @@ def _features(domain: HotpotDomain, task: str, turns: tuple[Turn, ...], last_act
                      np.mean([any(set(n.split()) <= set(v.split()) for v in visited) for n in names]) if names else 0., len({*visited}) / 4, len(read) / 4, len(answer.split()) / 4,
                      any(v and v in normalize_answer(" ".join(read[:-1])) for v in visited[1:]), len(turns) / 10, fits, bool(told), f1(argument, told) if told else 0.], float)
 
-# %% ../nbs/13_hotpotqa.ipynb #b8ceb6b3
+# %% ../nbs/13_hotpotqa.ipynb #bc80714b
 STATED = {"born": r"was born in ([\w -]+)\.", "job": r" was an? ([a-z]+)\.", "birth": r"year of birth was (\d+)", "year": r"first appeared in (\d+)", "maker": r"(?:directed|written|founded) by ([\w -]+)\.",
           "town": r"It is (?:set in|based in|from) ([\w -]+)\.", "country": r"is a town in ([\w -]+)\.", "river": r"on the river ([\w -]+)\."}
 ASKED = {"profession": "job", "which year": "birth", "which country": "country", "which river": "river", "which town": "born"}
@@ -543,7 +543,7 @@ def derived(task: str, known: dict[tuple[str, str], str]) -> str:
     second = known.get((titles[0], "town" if last in ("country", "river") else "maker"), "") if titles else ""
     return known.get((plain(second), last), "")
 
-# %% ../nbs/13_hotpotqa.ipynb #bc80714b
+# %% ../nbs/13_hotpotqa.ipynb #932f55dd
 class HotpotSimulator:
     "The real environment behind the simulator protocol; deterministic, so keys are not used."
     def __init__(
@@ -576,7 +576,7 @@ class HotpotSimulator:
             out.append(Outcome(advance(s, a, r, obs, self._choices(s.task.text, obs), extra=reading), r, reading.done, info))
         return out
 
-# %% ../nbs/13_hotpotqa.ipynb #b51adfd1
+# %% ../nbs/13_hotpotqa.ipynb #c5853bfe
 def expert(
     world: Encyclopedia,
     question: Question,
@@ -609,7 +609,7 @@ def _key(sentences: tuple[str, ...], sentence: str) -> str:
     if related: return next((w for w in related if hits(sentences, w)[0] == sentence), related[0])
     return next((w for w in content_words(sentence) if hits(sentences, w)[:1] == [sentence]), content_words(sentence)[0] if content_words(sentence) else sentence)
 
-# %% ../nbs/13_hotpotqa.ipynb #614ebdef
+# %% ../nbs/13_hotpotqa.ipynb #e369938a
 def domain() -> HotpotDomain:
     "The domain with its defaults."
     return HotpotDomain()
@@ -642,7 +642,7 @@ def world(
 def _teacher(w: Encyclopedia, simulator: HotpotSimulator) -> Callable[[State], str]:
     return lambda state: expert(w, simulator.questions[state.task.id], state)
 
-
+# %% ../nbs/13_hotpotqa.ipynb #21440677
 def cell_tasks(
     seed: int,               # of the cell's encyclopedia
     pool: int,               # tasks of the pool
