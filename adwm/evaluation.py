@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENGINES', 'FIT_CODE', 'IMAGINE_CODE', 'PROBE_CODE', 'STAGES', 'PAPER_FIVE', 'Data', 'read_tasks', 'check_pool',
            'load_data', 'freeze', 'thaw', 'cache_folder', 'assets_folder', 'remake_data', 'remake_command', 'Plain',
-           'domain_of', 'logs', 'index_of', 'readout_of', 'as_success', 'agent_of', 'fit_stage', 'env_code',
+           'domain_of', 'loggers', 'logs', 'index_of', 'readout_of', 'as_success', 'agent_of', 'fit_stage', 'env_code',
            'agent_code', 'adapter_stage', 'soft_reading', 'simulator_of', 'judged', 'starts', 'imagine_key',
            'imagine_stage', 'brief', 'imagined', 'read_success', 'estimate_rows', 'read_truth_frame', 'compare',
            'gate_stage', 'HeadOf', 'read_gate', 'status_of', 'check_fold', 'check_stage', 'probe_key', 'probe_stage',
@@ -134,6 +134,10 @@ def domain_of(
     domain = importlib.import_module(environment(env).module).domain()
     return Plain(domain) if plain else domain
 
+def loggers(config: RunConfig) -> list[str]:
+    "The agents whose logs the cell reads, from weak to strong."
+    return [a for a in config.collect.behaviors if not config.collect.reads or a in config.collect.reads]
+
 @lru_cache(maxsize=4)
 def logs(config_json: str, limit: int = 0, fold: int = -1) -> tuple:
     "(episodes to learn from, episodes held out): all, the first `limit` of a keyed order, one fold by task, or from `folds` on one logging agent."
@@ -141,7 +145,7 @@ def logs(config_json: str, limit: int = 0, fold: int = -1) -> tuple:
     if limit: return [pool[i] for i in sorted(key_rng(0, "smaller pool").permutation(len(pool))[:limit])], []
     if fold < 0: return pool, []
     if fold < config.folds: return split_by_task(pool, config.folds, 0)[fold]
-    agent = config.collect.behaviors[fold - config.folds]
+    agent = loggers(config)[fold - config.folds]
     return [e for e in pool if e.policy != agent], [e for e in pool if e.policy == agent and e.epsilon == 0]
 
 @lru_cache(maxsize=4)
@@ -420,8 +424,8 @@ def status_of(part: EstimatorPart, report: dict) -> str:
 
 # %% ../nbs/52_evaluation.ipynb #d308269e
 def check_fold(config: RunConfig, fresh: bool) -> int:
-    "What the self-checks hold out: a fold of the tasks, or the strongest logging agent."
-    return 0 if fresh else config.folds + len(config.collect.behaviors) - 1
+    "What the self-checks hold out: a fold of the tasks, or the strongest logging agent where another one is left."
+    return 0 if fresh or len(loggers(config)) < 2 else config.folds + len(loggers(config)) - 1
 
 def check_stage(
     config_json: str,
@@ -433,10 +437,10 @@ def check_stage(
     number, fold = next((i for i, p in enumerate(config.estimators) if p.setting == "ours" and p.kind == "adwm"), 0), check_fold(config, fresh)
     part = config.estimators[number]
     values = {f"{p} eps={e:g}": float(g["reward"].mean()) for (p, e), g in imagined(config, number).groupby(["policy", "epsilon"])}
-    key = dict(simulator=imagine_key(config, part, "checks"), fold=fold, values=values, code=source_hash("selfchecks", *agent_code(config, *config.collect.behaviors)))
+    key = dict(simulator=imagine_key(config, part, "checks"), fold=fold, values=values, code=source_hash("selfchecks", *agent_code(config, *loggers(config))))
     def make(folder):
         start = time.perf_counter()
-        held, names = logs(config_json, 0, fold)[1], load_data(config_json).behaviors
+        held, names = logs(config_json, 0, fold)[1], loggers(config)
         some = held[:config.check_episodes] if config.check_episodes else held
         found = selfcheck(simulator_of(config_json, part, fold=fold), some, logs(config_json)[0], read_gate(config, number), {n: agent_of(config_json, n) for n in [*names, ReferencePolicy.name]},
                           values, index_of(config_json, False, 0, fold), config.horizon)
@@ -629,7 +633,7 @@ class Checked(Results):
         c, d = self.config, self.data
         said = {"cell": c.cell, "environment": c.env, "profile": c.profile, "agents, pool and truth": f"{c.source} ({d.folder.name}, {d.digest})",
                 "world seed": c.collect.world_seed, "logged": f"{len(d.pool)} trajectories of {len(d.tasks)} tasks",
-                "fresh tasks": len(d.fresh), "targets": ", ".join(d.targets), "behaviors": ", ".join(d.behaviors), "horizon": c.horizon,
+                "fresh tasks": len(d.fresh), "targets": ", ".join(d.targets), "behaviors": ", ".join(loggers(c)), "horizon": c.horizon,
                 "temperature": c.collect.temperature, "imagination seeds": ", ".join(map(str, c.imagine.seeds)), "truth seed": c.collect.truth_seed}
         return pd.DataFrame({"value": said}).rename_axis("what")
 
@@ -912,8 +916,9 @@ class Evaluation(Classical):
         config, (number,) = self.config, [i for i, p in enumerate(self.config.estimators) if (p.setting, p.name) == (setting, estimator)]
         folder = imagine_stage(freeze(config), number, agent)
         some = read_episodes(folder / f"seed-{config.imagine.seeds[0]}.jsonl", config.env)[:k or config.show]
-        real = real_episodes(config, agent, [e.task for e in some])
-        return "\n\n".join(side_by_side(a, b, domain_of(config.env)) for a, b in zip(some, real))
+        try: real, missing = real_episodes(config, agent, [e.task for e in some]), ""
+        except UserError as err: real, missing = [None] * len(some), f"Imagined episodes alone: {err}\n\n"   # logs are enough to estimate; only this picture needs the engine
+        return missing + "\n\n".join(side_by_side(a, b, domain_of(config.env)) for a, b in zip(some, real))
 
     def save(self, folder: str | Path | None = None) -> Path:
         "Write rows.csv, summary.csv, timings.csv and the figure into outputs/<cell>/."
@@ -939,7 +944,7 @@ def real_episodes(config: RunConfig, agent: str, tasks: list[Task]) -> list:
 
 def side_by_side(
     imagined: Episode,
-    real: Episode,
+    real: Episode | None,   # None: there is no engine to act in
     domain: Domain,
     width: int = 74,   # characters of a column
 ) -> str:              # two columns of text
@@ -949,7 +954,7 @@ def side_by_side(
         for t in e.turns: out += [domain.render(t.obs).replace("\n", " "), f"  > {domain.say(t.action, t.obs)}"]
         return out
     cut = lambda s: s if len(s) <= width else s[:width - 3] + "..."
-    a, b = lines(imagined), lines(real)
+    a, b = lines(imagined), lines(real) if real else []
     pairs = [(a[i] if i < len(a) else "", b[i] if i < len(b) else "") for i in range(max(len(a), len(b)))]
     head = f"TASK {imagined.task.text}\n{'imagined':<{width}} | real"
     return "\n".join([head, *(f"{cut(x):<{width}} | {cut(y)}" for x, y in pairs)])

@@ -1,5 +1,5 @@
 """Pools and truth: exact log-probabilities, resume, replay, re-roll, manifest; the committed assets."""
-import json
+import importlib, json
 from dataclasses import replace
 
 import numpy as np
@@ -118,11 +118,17 @@ def cell_of(path):
     return from_dict(CellSpec, json.loads(path.read_text())["notes"]["cell"], str(path))
 
 
+def world_of(spec):
+    "The cell's engine and tasks; skips where the engine is not installed."
+    if missing := getattr(importlib.import_module(spec.module), "unavailable", lambda: "")(): pytest.skip(missing)
+    return cell_tasks(spec)
+
+
 @needs_assets
 @pytest.mark.parametrize("manifest", CELLS, ids=[c.parent.name for c in CELLS])
 def test_committed_cell_is_whole_and_replays(manifest):
     check_manifest(manifest.parent); spec = cell_of(manifest)
-    simulator, tasks = cell_tasks(spec); pool = read_episodes(manifest.parent / "pool.jsonl.gz", spec.env)
+    simulator, tasks = world_of(spec); pool = read_episodes(manifest.parent / "pool.jsonl.gz", spec.env)
     assert {e.task.id for e in pool} == {t.id for t in tasks["pool"]} and replay(simulator, pool) == []
     assert not {e.policy for e in pool} & set(spec.collect.targets)
 
@@ -131,7 +137,7 @@ def test_committed_cell_is_whole_and_replays(manifest):
 @pytest.mark.parametrize("manifest", CELLS, ids=[c.parent.name for c in CELLS])
 def test_committed_agents_act_again_as_logged(manifest):
     spec, folder = cell_of(manifest), manifest.parent
-    simulator, tasks = cell_tasks(spec); place = {t.id: t for ts in tasks.values() for t in ts}
+    simulator, tasks = world_of(spec); place = {t.id: t for ts in tasks.values() for t in ts}
     pool, truth = read_episodes(folder / "pool.jsonl.gz"), read_truth(folder / "truth.csv.gz")
     home = folder if (folder / "agents").is_dir() else folder.parent / json.loads(manifest.read_text())["notes"]["agents"]   # another cell's agents
     policies = {**load_agents(home, (*spec.collect.behaviors, *spec.collect.targets), simulator.domain), "reference": ReferencePolicy(simulator.domain)}

@@ -139,6 +139,14 @@ def test_tables_and_figures_are_drawn(run, tmp_path):
     assert "TASK" in run.transcript(run.best_agent()) and len(run.setup()) and len(run.gate_table())
 
 
+def test_without_an_engine_the_imagined_episodes_stand_alone(run, monkeypatch):
+    from adwm import evaluation
+    def missing(*_): raise UserError("Java is missing: install it")
+    monkeypatch.setattr(evaluation, "real_episodes", missing)
+    told = run.transcript(run.best_agent(), k=2)
+    assert told.startswith("Imagined episodes alone: Java is missing") and told.count("TASK") == 2
+
+
 def test_the_table_of_aims_answers_or_says_why_not(run):
     aims = run.aims()
     assert list(aims.columns) == ["value", "wanted", "reached"] and aims.index.is_unique
