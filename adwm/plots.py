@@ -64,7 +64,7 @@ def save_figure(fig, path) -> Path:
     "Write a figure (the suffix decides the format), making its folder; returns the path."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, bbox_inches="tight")
+    fig.savefig(path, bbox_inches="tight", dpi=STYLE["savefig.dpi"])
     return path
 
 # %% ../nbs/50_plots.ipynb #b21691f3
