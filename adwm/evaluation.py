@@ -8,10 +8,10 @@ __all__ = ['ENGINES', 'FIT_CODE', 'IMAGINE_CODE', 'PROBE_CODE', 'STAGES', 'PAPER
            'domain_of', 'loggers', 'logs', 'index_of', 'readout_of', 'as_success', 'agent_of', 'fit_stage', 'env_code',
            'agent_code', 'adapter_stage', 'soft_reading', 'simulator_of', 'judged', 'starts', 'imagine_key',
            'imagine_stage', 'brief', 'imagined', 'read_success', 'estimate_rows', 'read_truth_frame', 'compare',
-           'gate_stage', 'HeadOf', 'read_gate', 'status_of', 'check_fold', 'check_stage', 'probe_key', 'probe_stage',
-           'bench_of', 'classical_stage', 'estimate_line', 'diagnose', 'classical_rows', 'plan', 'evaluate',
-           'Stopwatch', 'check_fit', 'nothing', 'Results', 'Checked', 'Compared', 'aim', 'error_aims', 'rank_aims',
-           'rival_aims', 'Judged', 'curve_rho', 'Classical', 'Evaluation', 'label_folder', 'real_episodes',
+           'gate_stage', 'settled', 'HeadOf', 'read_gate', 'status_of', 'check_fold', 'check_stage', 'probe_key',
+           'probe_stage', 'bench_of', 'classical_stage', 'estimate_line', 'diagnose', 'classical_rows', 'plan',
+           'evaluate', 'Stopwatch', 'check_fit', 'nothing', 'Results', 'Checked', 'Compared', 'aim', 'error_aims',
+           'rank_aims', 'rival_aims', 'Judged', 'curve_rho', 'Classical', 'Evaluation', 'label_folder', 'real_episodes',
            'side_by_side']
 
 # %% ../nbs/52_evaluation.ipynb #ac5e316b
@@ -388,15 +388,25 @@ def gate_stage(
     part = config.estimators[number]
     plain = part.domain == "generic"
     key = dict(kind=part.readout, plain=plain, pool=part.pool, fit=dataclasses.asdict(config.fits[part.fit]) if part.readout == "head" else None, folds=config.folds,
-               data=load_data(config_json).digest, code=source_hash("readouts", *(FIT_CODE if part.readout == "head" else ()), *env_code(config)))
+               constant="bias alone", data=load_data(config_json).digest, code=source_hash("readouts", *(FIT_CODE if part.readout == "head" else ()), *env_code(config)))
     def make(folder):
         episodes, keeps = logs(config_json, part.pool)[0], domain_of(config.env).pays_at_truncation
         if part.readout == "head":
             test = logs(config_json, 0, 0)[1]
             report = gate(lambda _: HeadOf(config_json, part.fit), test, 2, cut=keeps)
         else: report = gate(lambda train: TextReadout(domain_of(config.env, plain)).fit(train), episodes, config.folds, cut=keeps)
-        atomic_write(folder / "gate.json", json.dumps(dataclasses.asdict(report) | {"verdict": report.verdict}))
+        atomic_write(folder / "gate.json", json.dumps(settled(report)))
     return cached(cache_folder(config), f"gate-{part.readout}" + ("-generic" if plain else "") + (f"-{part.pool}" if part.pool else ""), key, make)
+
+def settled(
+    report,    # GateReport of `gate`
+) -> dict:     # the report as it is kept, with a verdict of one line
+    "Where all held-out ends pay the same there is nothing to explain or to rank: the number of tasks and the bias decide."
+    from adwm.readouts import GateRule, gate_reasons
+    if not np.isnan(report.r2[0]): return dataclasses.asdict(report) | {"verdict": report.verdict}
+    reasons = gate_reasons(GateRule(), report.tasks, (np.nan, np.inf, np.inf), (np.nan, np.inf, np.inf), report.policies)
+    said = f"all {report.n} ends of {report.tasks} held-out tasks pay the same, so that R^2 and AUC say nothing"
+    return dataclasses.asdict(report) | dict(passed=not reasons, reasons=reasons, verdict=f"fail: {'; '.join(reasons)} ({said})" if reasons else f"pass: {said}")
 
 class HeadOf:
     "The reward head of a world model that never saw fold 0, as a readout of logged ends."
@@ -437,7 +447,7 @@ def check_stage(
     number, fold = next((i for i, p in enumerate(config.estimators) if p.setting == "ours" and p.kind == "adwm"), 0), check_fold(config, fresh)
     part = config.estimators[number]
     values = {f"{p} eps={e:g}": float(g["reward"].mean()) for (p, e), g in imagined(config, number).groupby(["policy", "epsilon"])}
-    key = dict(simulator=imagine_key(config, part, "checks"), fold=fold, values=values, code=source_hash("selfchecks", *agent_code(config, *loggers(config))))
+    key = dict(simulator=imagine_key(config, part, "checks"), fold=fold, values=values, gate=read_gate(config, number)["verdict"], code=source_hash("selfchecks", *agent_code(config, *loggers(config))))
     def make(folder):
         start = time.perf_counter()
         held, names = logs(config_json, 0, fold)[1], loggers(config)
@@ -671,7 +681,7 @@ class Checked(Results):
 
     def readout_bias(self, number: int = 0) -> pd.DataFrame:
         "Bias of a readout by range of the logged reward, on held-out tasks: shrinkage shows here, not in AUC."
-        return pd.DataFrame(self.gates[number].get("ranges", [])).round(3)
+        return pd.DataFrame(self.gates[number].get("ranges", [])).drop_duplicates(ignore_index=True).round(3)
 
     def adapter_table(self) -> pd.DataFrame:
         "Every adapter's two measures on held-out tasks: retrieval against chance, and agreement of the agent's actions with its actions on text."
