@@ -733,6 +733,19 @@ class Compared(Checked):
         own = [f"{p.setting}/{p.name}" for p in self.config.estimators if p.kind == "adwm" and p.setting == "ours" and p.split == "pool" and not p.pool]
         return pd.DataFrame([self.paired(name, against) for name in own]).set_index(["first", "second"])
 
+    def post_training(self) -> pd.DataFrame:
+        "Post-trained agents against their parent trained on by plain imitation (a recipe of the kind `more`): measured values at epsilon 0, paired over tasks."
+        recipes, truth = self.config.collect.recipes, self.truth["pool"]
+        value = truth[truth["epsilon"] == 0].groupby(["policy", "task_id"])["reward"].mean().unstack()
+        control, lines = {r.parent: r.name for r in recipes if r.kind == "more" and r.name in value.index}, []
+        for r in recipes:
+            if r.kind in ("demos", "more") or r.parent not in control or r.name not in value.index: continue
+            gain = (value.loc[r.name] - value.loc[control[r.parent]]).to_numpy()
+            draws = gain[key_rng(0, "post-training", r.name).integers(len(gain), size=(4000, len(gain)))].mean(1)
+            lower, upper = np.quantile(draws, [(1 - self.config.level) / 2, (1 + self.config.level) / 2])
+            lines.append(dict(agent=r.name, method=r.kind, control=control[r.parent], tasks=len(gain), measured=value.loc[r.name].mean(), gain=gain.mean(), lower=lower, upper=upper))
+        return pd.DataFrame(lines).set_index("agent") if lines else nothing("no post-trained agent of this cell has a control that was trained on by plain imitation")
+
     def floor_table(self) -> pd.DataFrame:
         "What a perfect simulator with the same counts would score, on the pool's tasks."
         lines = {k: {"mean": v.value, "lower": v.lower, "upper": v.upper, "10th percentile": v.tenth} for k, v in self.floor().items()}

@@ -151,6 +151,19 @@ def test_where_every_end_pays_the_same_the_bias_decides():
     assert not settled(poor)["passed"] and settled(poor)["reasons"] == ["R^2"], "a gate that can be asked is left as it is"
 
 
+def test_post_training_is_held_against_plain_imitation(run):
+    from types import SimpleNamespace
+    from adwm.evaluation import Compared
+    from adwm.training import Recipe
+    recipes = (Recipe("sft"), Recipe("plain", kind="more", parent="sft"), Recipe("better", kind="leap", parent="sft"), Recipe("other", kind="leap", parent="better"))
+    truth = pd.DataFrame([(p, e, f"t{i}", i % 2 * 0.2 + (0.5 if p == "better" else 0.1)) for p in ("plain", "better", "other") for e in (0.0, 0.5) for i in range(10)],
+                         columns=["policy", "epsilon", "task_id", "reward"])
+    found = Compared.post_training(SimpleNamespace(config=SimpleNamespace(collect=SimpleNamespace(recipes=recipes), level=0.9), truth={"pool": truth}))
+    assert list(found.index) == ["better"] and found.loc["better", "control"] == "plain", "an agent without a control of its own is not compared"
+    assert np.allclose(found.loc["better", ["gain", "lower", "upper"]].astype(float), 0.4), "paired over tasks: a constant gain has no width"
+    assert "no post-trained agent" in run.post_training().iloc[0, 0]
+
+
 def test_without_an_engine_the_imagined_episodes_stand_alone(run, monkeypatch):
     from adwm import evaluation
     def missing(*_): raise UserError("Java is missing: install it")
