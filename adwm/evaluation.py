@@ -480,8 +480,8 @@ def probe_stage(
         if agent != ReferencePolicy.name: write_probe(folder / "probe.json.gz", probe_of(agent_of(config_json, agent), pool, config.classical.samples))
         else:
             write_probe(folder / "probe.json.gz", reference_probe(domain, pool, config.classical.samples))
-            nothing = tuple(tuple(() for _ in e.turns) for e in pool)
-            write_probe(folder / "behavior.json.gz", Probe("fitted behavior", 0.0, tuple(fit_behavior(pool, domain)), nothing, nothing))
+            silent = tuple(tuple(() for _ in e.turns) for e in pool)
+            write_probe(folder / "behavior.json.gz", Probe("fitted behavior", 0.0, tuple(fit_behavior(pool, domain)), silent, silent))
         atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
     return cached(cache_folder(config), f"probe-{agent}", probe_key(config, agent), make)
 
@@ -523,12 +523,15 @@ def classical_stage(
     return cached(cache_folder(config), f"classical-{agent}", key, make)
 
 # %% ../nbs/52_evaluation.ipynb #53a5b826
+def _number(x) -> float | None:
+    "What JSON can keep of a number."
+    return float(x) if np.isfinite(x) else None
+
 def estimate_line(estimator, pool: list, probe, seed: int) -> dict:
     "One estimate as it is kept; what is not a number is kept as None."
     from adwm.fitted import is_random
     e = estimator.estimate(pool, probe, seed)
-    number = lambda x: float(x) if np.isfinite(x) else None
-    return dict(estimator=estimator.name, epsilon=probe.epsilon, seed=str(seed) if is_random(estimator) else "all", value=number(e.value), lower=number(e.interval[0]), upper=number(e.interval[1]),
+    return dict(estimator=estimator.name, epsilon=probe.epsilon, seed=str(seed) if is_random(estimator) else "all", value=_number(e.value), lower=_number(e.interval[0]), upper=_number(e.interval[1]),
                 status=e.status, reason=e.reason)
 
 def diagnose(pool: list, probe, encode) -> dict:
@@ -537,8 +540,7 @@ def diagnose(pool: list, probe, encode) -> dict:
     said = dict(policy=probe.policy, epsilon=probe.epsilon, coverage=encode.coverage(pool, probe), exact_coverage=action_coverage(pool, probe))
     if probe.logp is None or any(t.logp is None for e in pool for t in e.turns): return said
     final = stack(pool, probe).logw[:, -1]
-    number = lambda x: float(x) if np.isfinite(x) else None
-    return said | dict(ess=kish_ess(final), largest=largest_share(final), tail=number(hill(final)), impossible=float(np.isneginf(final).mean()))
+    return said | dict(ess=kish_ess(final), largest=largest_share(final), tail=_number(hill(final)), impossible=float(np.isneginf(final).mean()))
 
 def classical_rows(
     config: RunConfig,
