@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TYPES', 'HORIZON', 'ROOMS', 'CENTER', 'TRAINING', 'unavailable', 'Game', 'check_game', 'tables', 'generate_game',
            'generate_games', 'load_games', 'light_copy', 'speed_up', 'page_text', 'AlfredGame', 'Spot', 'Shared',
-           'House', 'place_of', 'kind_of', 'AlfworldDomain', 'Aim', 'parse_task', 'AlfworldProgress', 'AlfworldEngine',
-           'Street', 'AlfworldSimulator', 'seen_things', 'AlfworldExplorer', 'domain', 'cell_tasks', 'training_worlds']
+           'House', 'place_of', 'kind_of', 'AlfworldDomain', 'Aim', 'parse_task', 'AlfworldProgress', 'done_to',
+           'seen_things', 'listed', 'amended', 'AlfworldEngine', 'Street', 'AlfworldSimulator', 'AlfworldExplorer',
+           'domain', 'cell_tasks', 'training_worlds']
 
 # %% ../nbs/19_alfworld.ipynb #be2ea843
 import contextlib, copy, functools, gzip, hashlib, importlib.util, json, os, re, shutil, sys, types, weakref, zlib
@@ -18,7 +19,7 @@ import numpy as np
 
 from .core import UserError, atomic_write, key_rng, root
 from .envs import Domain, State, World
-from .episodes import TERMINAL, Task, Turn
+from .episodes import TERMINAL, Task, Turn, read_episodes
 from .policies import ScriptedPolicy
 from .replayer import Page, Replayed, Replayer
 
@@ -437,6 +438,19 @@ class AlfworldDomain(Domain):
         at, own = place_of(obs)[0], {c for c in task.choices if c.startswith("go to ")}
         return tuple(sorted({c for c in logged if not c.startswith("go to ")} | own - {f"go to {at}"}))
 
+    def world(self, task: Task, turns: tuple[Turn, ...], action: str, obs: str) -> tuple[str, str]:
+        "(the house, what was done to the place that the command leads to or is given at)."
+        return task.id, done_to(action[len("go to "):] if action.startswith("go to ") else place_of(obs)[0], turns)
+
+    def move_kind(self, action: str, obs: str) -> tuple[str, str]:
+        "(kind of place, verb); it does not matter whence one goes, nor what is held."
+        verb = self.template(action, obs)[0]
+        return "" if verb == "go to" else kind_of(place_of(obs)[0]) or "page", verb
+
+    def amend(self, state: State, action: str, page: str, choices: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+        "A page and its commands as this episode left its house."
+        return amended(state, action, page, choices)
+
     def template(self, action: str, obs: str) -> tuple[str, str]:
         "(verb, the rest)."
         verb = next((v for v in _VERBS if action == v or action.startswith(v + " ")), "other")
@@ -465,7 +479,7 @@ class AlfworldDomain(Domain):
 
     def features(self, task: str, turns: tuple[Turn, ...], last_action: str, last_obs: str) -> np.ndarray:
         "How far the task has come: target held, treated, put, lamp used, goal reached by the actions taken, and whether the episode ended."
-        goal, done = parse_task(task), AlfworldProgress(task, turns)
+        goal, done = parse_task(task), AlfworldProgress(task, (*turns, Turn(last_obs, last_action, 0.0)))
         kind = [float(goal.kind == k) for k in TYPES]
         return np.array([1.0, *kind, float(last_obs == TERMINAL), done.took, done.treated, min(len(done.placed), 2) / 2, float(len(done.placed) >= goal.count),
                          done.lit, len(turns) / HORIZON, done.took * done.lit, done.treated * bool(done.placed), done.reached], float)
@@ -517,6 +531,66 @@ class AlfworldProgress:
             self.reached = max(self.reached, float(bool(won)))
 
 # %% ../nbs/19_alfworld.ipynb #b0c284d3
+def done_to(
+    place: str,
+    turns: tuple[Turn, ...],
+) -> str:   # e.g. "open ; move mug 1 ; pick up egg 2"
+    "What was done to a place so far: opened, things put there, things taken away."
+    opened, came, gone = False, [], []
+    for t in turns:
+        if t.action in (f"open {place}", f"close {place}"): opened = t.action.startswith("open")
+        elif (m := re.match(_TAKE, t.action)) and m.group(2) == place: (came.remove if m.group(1) in came else gone.append)(m.group(1))
+        elif (m := re.match(_PUT, t.action)) and m.group(2) == place: (gone.remove if m.group(1) in gone else came.append)(m.group(1))
+    return " ; ".join(["open" if opened else "closed", *(f"move {x}" for x in sorted(came)), *(f"pick up {x}" for x in sorted(gone))])
+
+# %% ../nbs/19_alfworld.ipynb #058dfd4f
+def seen_things(turns: tuple[Turn, ...], obs: str) -> dict[str, list[str]]:
+    "Place -> things last seen there; closed places have no entry."
+    seen: dict[str, list[str]] = {}
+    for page, action in [(t.obs, a) for t, a in zip(turns, ["", *(t.action for t in turns[:-1])])] + [(obs, turns[-1].action if turns else "")]:
+        if (m := re.search(r"(?:On the|The) (\w+ \d+)(?: is open\. In it)?, you see (.+?)\.", page)):
+            seen[m.group(1)] = [w.strip() for w in re.sub(r"\b(?:and |an? )", "", m.group(2)).split(",") if w.strip() != "nothing"]
+        if m := re.match(_TAKE, action): seen[m.group(2)] = [x for x in seen.get(m.group(2), []) if x != m.group(1)]
+        if m := re.match(_PUT, action): seen[m.group(2)] = seen.get(m.group(2), []) + [m.group(1)]
+    return seen
+
+def listed(things: list[str]) -> str:
+    "Things as the engine lists them: by kind, the last number first."
+    names = [f"a {x}" for x in sorted(things, key=lambda x: (kind_of(x), -int(x.rsplit(" ", 1)[1])))] or ["nothing"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])}, and {names[-1]}"
+
+_LISTED = re.compile(r"((?:On the|The) [\w ]+ \d+(?: is open\. In it)?, you see )(.+?)\.")
+
+# %% ../nbs/19_alfworld.ipynb #e3fa169b
+def amended(
+    state: State,             # before the action
+    action: str,
+    page: str,                # a logged answer
+    choices: tuple[str, ...], # the commands logged with it
+) -> tuple[str, tuple[str, ...]]:
+    "A logged page as this episode sees it: what it holds, took and put stays as it left it."
+    if page == TERMINAL or "\n" not in page: return page, choices
+    (at, other), (place, held) = place_of(page), place_of(state.obs)
+    if action.startswith("go to "): place = action[len("go to "):]
+    if m := re.match(_TAKE, action): held = m.group(1)
+    elif re.match(_PUT, action): held = ""
+    said, here = page.rsplit("\n", 1)[0], [m.group(1) for c in choices if (m := re.match(_TAKE, c))]
+    shown = _LISTED.search(said)
+    if shown: here = [x.strip() for x in re.sub(r"\b(?:and |an? )", "", shown.group(2)).split(",") if x.strip() != "nothing"]
+    seen = seen_things((*state.turns, Turn(state.obs, action, 0.0)), "")
+    if place in seen_things(state.turns, state.obs): here = seen[place]
+    elsewhere = {held, *(x for p, things in seen.items() if p != place for x in things)}
+    here = [x for x in here if x not in elsewhere]
+    if shown: said = said[:shown.start(2)] + listed(here) + said[shown.end(2):]
+    renamed = {at: place, other: held} if held else {at: place}
+    put = lambda text: re.sub("|".join(rf"\b{re.escape(x)}\b" for x in renamed if x) or "$^", lambda m: renamed[m.group(0)], text)
+    keep = [put(c) for c in choices if not c.startswith("take ") and (held or not other or other not in c)]
+    shut = "is closed" in said or action.startswith("close ")
+    if not held and not shut: keep += [f"take {x} from {place}" for x in here if f"use {x}" not in choices]
+    if held and not other: keep += [f"examine {held}"] + [f"move {held} to {place}"]*(not shut)
+    return f"{put(said) if at != place else said}\nYou are at {place}. You hold {held or 'nothing'}.", tuple(sorted(set(keep)))
+
+# %% ../nbs/19_alfworld.ipynb #a6dcd01b
 class AlfworldEngine:
     "Opens games by id: those it was given, and generated ones by their id."
     def __init__(self, games: list[Game], quick: bool = True):
@@ -546,7 +620,7 @@ class AlfworldEngine:
     def restart(self):
         "Nothing to restart: the engine lives in this process."
 
-# %% ../nbs/19_alfworld.ipynb #01404794
+# %% ../nbs/19_alfworld.ipynb #03539bd3
 class Street:
     "Pages by (task, actions so far), from the graphs of the houses entered so far."
     def __init__(
@@ -576,18 +650,7 @@ class AlfworldSimulator(Replayed):
         "Pages by (task id, actions so far)."
         return [self.player.page(*w) for w in wanted]
 
-# %% ../nbs/19_alfworld.ipynb #9ebcd4ba
-def seen_things(turns: tuple[Turn, ...], obs: str) -> dict[str, list[str]]:
-    "Place -> things last seen there; closed places have no entry."
-    seen: dict[str, list[str]] = {}
-    for page, action in [(t.obs, a) for t, a in zip(turns, ["", *(t.action for t in turns[:-1])])] + [(obs, turns[-1].action if turns else "")]:
-        if (m := re.search(r"(?:On the|The) (\w+ \d+)(?: is open\. In it)?, you see (.+?)\.", page)):
-            seen[m.group(1)] = [w.strip() for w in re.sub(r"\b(?:and |an? )", "", m.group(2)).split(",") if w.strip() != "nothing"]
-        if m := re.match(_TAKE, action): seen[m.group(2)] = [x for x in seen.get(m.group(2), []) if x != m.group(1)]
-        if m := re.match(_PUT, action): seen[m.group(2)] = seen.get(m.group(2), []) + [m.group(1)]
-    return seen
-
-# %% ../nbs/19_alfworld.ipynb #af26697c
+# %% ../nbs/19_alfworld.ipynb #c1af2aac
 _NOOPS = ("help", "look", "inventory")
 _STATION = {"clean": ("sinkbasin", "bathtubbasin"), "heat": ("microwave",), "cool": ("fridge",)}
 
@@ -628,7 +691,7 @@ class AlfworldExplorer(ScriptedPolicy):
     def _go(self, state, places):
         return f"go to {places[0]}" if places else next((c for c in state.choices if c not in _NOOPS), "look")
 
-# %% ../nbs/19_alfworld.ipynb #5c0706ee
+# %% ../nbs/19_alfworld.ipynb #b4846837
 TRAINING = 1_000_000  # seeds of training houses begin here
 
 def domain() -> AlfworldDomain:

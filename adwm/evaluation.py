@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ENGINES', 'FIT_CODE', 'IMAGINE_CODE', 'PROBE_CODE', 'STAGES', 'PAPER_FIVE', 'Data', 'read_tasks', 'check_pool',
            'load_data', 'freeze', 'thaw', 'cache_folder', 'assets_folder', 'remake_data', 'remake_command', 'Plain',
-           'domain_of', 'loggers', 'logs', 'index_of', 'readout_of', 'as_success', 'agent_of', 'fit_stage', 'env_code',
-           'agent_code', 'adapter_stage', 'soft_reading', 'simulator_of', 'judged', 'starts', 'imagine_key',
+           'domain_of', 'loggers', 'logs', 'index_of', 'readout_of', 'ending_of', 'as_success', 'agent_of', 'fit_stage',
+           'env_code', 'agent_code', 'adapter_stage', 'soft_reading', 'simulator_of', 'judged', 'starts', 'imagine_key',
            'imagine_stage', 'brief', 'imagined', 'read_success', 'estimate_rows', 'read_truth_frame', 'compare',
            'gate_stage', 'settled', 'HeadOf', 'read_gate', 'status_of', 'check_fold', 'check_stage', 'probe_key',
            'probe_stage', 'bench_of', 'classical_stage', 'estimate_line', 'diagnose', 'classical_rows', 'plan',
@@ -161,6 +161,12 @@ def readout_of(config_json: str, plain: bool = False, limit: int = 0, fold: int 
     episodes = logs(config_json, limit, fold)[0]
     return TextReadout(domain_of(thaw(config_json).env, plain)).fit([as_success(e) for e in episodes] if success else episodes)
 
+@lru_cache(maxsize=8)
+def ending_of(config_json: str, plain: bool = False, limit: int = 0, fold: int = -1):
+    "The text readout of ends, fitted on the logs."
+    from adwm.readouts import Endings
+    return Endings(domain_of(thaw(config_json).env, plain)).fit(logs(config_json, limit, fold)[0])
+
 def as_success(episode: Episode) -> Episode:
     "The same episode with reward 1 at the end if its return is 1, and 0 otherwise."
     won = float(episode.ret >= 1 - 1e-9)
@@ -252,17 +258,18 @@ def simulator_of(
     plain = part.domain == "generic"
     index = index_of(config_json, plain, part.pool, fold)
     readout = readout_of(config_json, plain, part.pool, fold) if part.readout == "text" else None
+    ending = ending_of(config_json, plain, part.pool, fold) if readout is not None else None
     if part.kind == "neighbour":
         from adwm.retrieval import NearestNeighbour, Weights
-        return NearestNeighbour(index, readout, part.structured, from_dict(Weights, part.imagine, f"estimators '{part.name}'.imagine"))
+        return NearestNeighbour(index, readout, part.structured, from_dict(Weights, part.imagine, f"estimators '{part.name}'.imagine"), ending=ending)
     from adwm.fitting import Fitted
     from adwm.imagination import AdwmSimulator, Imagine
     fitted = Fitted.load(fit_stage(config_json, part.fit, fold))
     base = Imagine.paper() if fitted.setting == "paper" else Imagine()
     how = from_dict(Imagine, dataclasses.asdict(base) | part.imagine, f"estimators '{part.name}'.imagine")
     if not part.adapter or agent == ReferencePolicy.name:   # the reference reads no page: it draws from the menu
-        return AdwmSimulator(fitted, index, readout, dataclasses.replace(how, soft=False, gamma=0.0))
-    return AdwmSimulator(fitted, index, readout, how, *soft_reading(config_json, part, agent, fitted, how))
+        return AdwmSimulator(fitted, index, readout, dataclasses.replace(how, soft=False, gamma=0.0), ending=ending)
+    return AdwmSimulator(fitted, index, readout, how, *soft_reading(config_json, part, agent, fitted, how), ending=ending)
 
 def judged(config: RunConfig, part: EstimatorPart) -> list[str]:
     "The targets that an estimator judges."

@@ -7,6 +7,7 @@ __all__ = ['Imagine', 'choose_page', 'LatentComposer', 'AdwmSimulator', 'logged_
 
 # %% ../nbs/37_imagination.ipynb #cf9ef330
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from .envs import Outcome, State, advance
 from .episodes import TERMINAL
 from .fitting import Fitted, Memo, pointers, relation_logits, relation_names
 from .guidance import cfg
-from .retrieval import Composer, Matcher, PageIndex, Weights
+from .retrieval import Composer, Matcher, PageIndex, Weights, move_kind
 from .schedule import denoise
 from .world_model import Acts, encode_actions, hash_words
 
@@ -106,10 +107,12 @@ class AdwmSimulator:
         how: Imagine | None = None,   # default: the setting's
         adapter=None,                 # z (b, d_z) -> soft tokens (b, n, width), for how.soft
         continuation=None,            # (states, actions, keys) -> guide for `denoise`, for how.gamma > 0
+        ending=None,                  # .predict(tasks, turns, actions, pages) -> probability of an end, NaN where kinds of moves or the head decide
         weights: Weights | dict | None = None,   # of the word similarity, as in 35_retrieval: one, or one per template with a default under ""
     ):
         self.fitted, self.model, self.index, self.domain = fitted, fitted.model.eval(), index, index.domain
-        self.readout, self.adapter, self.continuation = readout, adapter, continuation
+        self.readout, self.adapter, self.continuation, self.ending = readout, adapter, continuation, ending
+        self.kind = lru_cache(maxsize=None)(partial(move_kind, self.domain))
         self.how = how or (Imagine.paper() if fitted.setting == "paper" else Imagine())
         if self.how.soft and adapter is None: raise UserError("the agent is to read soft tokens, but there is no adapter: train one or set soft to False")
         if self.how.gamma and continuation is None: raise UserError("continuation guidance needs the agent: pass a continuation or set gamma to 0")
@@ -198,15 +201,15 @@ def _ends(self, states, actions, now, c):
     "Whether each row ends, (b,) bool."
     head = self.model.end(torch.cat([now, c], -1))[:, 0].sigmoid() > self.how.threshold
     if self.how.relation == "off": return head.tolist()
-    out = []
-    for s, a, h in zip(states, actions, head.tolist()):
-        kind = (self.memo.page_type(s.obs), self.memo.template(a, s.obs)[0])
-        if kind not in self.kinds: self.kinds[kind] = logged_end(self.index, kind)
-        share = self.kinds[kind]
-        out.append(share == 1 if share in (0, 1) else h)
-    return out
+    said = [np.nan]*len(states) if self.ending is None else self.ending.predict([s.task for s in states], [s.turns for s in states], actions, [s.obs for s in states])
+    return [self.kind_ends(self.kind(a, s.obs), h) if np.isnan(p) else bool(p >= 0.5) for s, a, h, p in zip(states, actions, head.tolist(), said)]
 
-AdwmSimulator.ends = _ends
+def _kind_ends(self, kind, head):
+    "Whether a move of this kind ends: as it always did in the logs, else as the head says."
+    if kind not in self.kinds: self.kinds[kind] = logged_end(self.index, kind)
+    return self.kinds[kind] == 1 if self.kinds[kind] in (0, 1) else head
+
+AdwmSimulator.ends, AdwmSimulator.kind_ends = _ends, _kind_ends
 
 # %% ../nbs/37_imagination.ipynb #a60f81f9
 def _successors(self, states, actions, keys, now, c, c_null, act, ended):
@@ -221,6 +224,7 @@ def _successors(self, states, actions, keys, now, c, c_null, act, ended):
         for i, (j, d) in zip(fresh, self.land(*part[:2], z[fresh])):
             pages[i] = self.dress(states[i], actions[i], j, z[i])
             infos[i] |= dict(relation="new", page=j, source=self.index.occurrences[j][0], distance=d, made=pages[i][0] not in self.index.id)
+    if how.relation != "off" and hasattr(self.domain, "amend"): pages = [x if e else self.amended(s, a, *x) for s, a, x, e in zip(states, actions, pages, ended)]
     if how.snap: z = self.encode([page for page, _ in pages])
     return pages, infos, z
 
@@ -228,9 +232,13 @@ def _dress(self, state, action, j, z):
     "The page shown for the logged page j: a list made for this query, an item in the words of the argument, or the page itself."
     page, domain = self.index.pages[j], self.domain
     if self.composer and (listed := self.composer.compose(state, action, z)): return listed
-    template, argument = self.memo.template(action, state.obs)
-    if self.how.relation == "off" or not self.how.compose or (self.memo.page_type(state.obs), template, argument) in self.index.acts or not hasattr(domain, "adapt"): return page, None
+    argument = self.memo.template(action, state.obs)[1]
+    if self.how.relation == "off" or not self.how.compose or (*self.kind(action, state.obs), argument) in self.index.acts or not hasattr(domain, "adapt"): return page, None
     return domain.adapt(page, argument), self.index.choices[j]
+
+def _amended(self, state, action, page, choices):
+    "The page and its choices as the domain amends them for this episode."
+    return self.domain.amend(state, action, page, self.choices(state, page) if choices is None else choices)
 
 def _point(self, states, actions, keys, now, c, act, rows, pages, infos):
     "Fill in the pages of rows that stay, repeat or copy; returns the rows whose page is new."
@@ -250,7 +258,7 @@ def _point(self, states, actions, keys, now, c, act, rows, pages, infos):
 
 def _draw(p, rng): return int(min(np.searchsorted(np.cumsum(p/p.sum()), rng.random(), side="right"), len(p) - 1))
 
-AdwmSimulator.successors, AdwmSimulator.point, AdwmSimulator.dress = _successors, _point, _dress
+AdwmSimulator.successors, AdwmSimulator.point, AdwmSimulator.dress, AdwmSimulator.amended = _successors, _point, _dress, _amended
 
 # %% ../nbs/37_imagination.ipynb #853f7bbf
 def _draw_latents(self, states, actions, keys, now, c, c_null, act):
@@ -269,7 +277,7 @@ def _land(self, states, actions, z):
     "(row of the logged page, distance) for every new page."
     out, groups = [None]*len(states), {}
     for i, (s, a) in enumerate(zip(states, actions)):
-        kind = ("", "") if self.how.relation == "off" else (self.memo.page_type(s.obs), self.memo.template(a, s.obs)[0])
+        kind = ("", "") if self.how.relation == "off" else self.kind(a, s.obs)
         groups.setdefault(kind, []).append(i)
     for kind, rows in groups.items():
         candidates, near = self.candidates(kind), None

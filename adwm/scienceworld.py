@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TASKS', 'HORIZON', 'VERBS', 'ROOMS', 'JAVA', 'WALK', 'LISTERS', 'LIFESPANS', 'HOUSE', 'parse_id', 'value_of',
            'compose', 'split_action', 'relevant', 'unavailable', 'ScienceEngine', 'ScienceGame', 'engine_variations',
-           'room_of', 'things', 'message_of', 'lifespan', 'focus_rank', 'ScienceWorldDomain', 'ScienceWorldSimulator',
-           'Goal', 'goal_of', 'towards', 'ScienceWorldExpert', 'domain', 'cell_tasks', 'training_worlds']
+           'room_of', 'things', 'message_of', 'lifespan', 'focus_rank', 'ScienceWorldDomain', 'Scene', 'line_of',
+           'without', 'in_hand', 'of_the_room', 'named_box', 'amended', 'said_of', 'ScienceWorldSimulator', 'Goal',
+           'goal_of', 'towards', 'ScienceWorldExpert', 'domain', 'cell_tasks', 'training_worlds']
 
 # %% ../nbs/18_scienceworld.ipynb #597170ec
 import importlib.util, logging, os, re, shutil
@@ -18,9 +19,9 @@ from typing import Callable
 
 import numpy as np
 
-from .core import UserError, key_int, key_rng
+from .core import UserError, key_int, key_rng, root
 from .envs import Domain, Reference, State, World, overlap, words
-from .episodes import TERMINAL, Task, Turn
+from .episodes import TERMINAL, Task, Turn, read_episodes
 from .policies import ScriptedPolicy
 from .replayer import EngineDied, Page, Replayed, Replayer
 
@@ -262,7 +263,7 @@ def message_of(obs: str) -> str:
 LIFESPANS = {"giant tortoise": 150, "tortoise": 150, "parrot": 80, "elephant": 70, "crocodile": 65, "brown bear": 30, "bear": 30, "toad": 11, "beaver": 10, "wolf": 8, "chipmunk": 7,
              "rabbit": 9, "hedgehog": 4, "chameleon": 3, "mouse": 1, "dragonfly": .4, "ant": .3}
 _ANIMALS = set("turtle moth butterfly frog dove jay bee egg tadpole caterpillar".split()) | {w for n in LIFESPANS for w in n.split()[-1:]}
-_PLANTS = set("tree plant seed pot apple avocado apricot banana cherry grapefruit lemon orange peach pear pea".split())
+_PLANTS = set("tree plant seed living".split())   # a fruit is none, and a pot only with something in it
 
 def lifespan(
     name: str,           # a thing
@@ -290,6 +291,19 @@ class ScienceWorldDomain(Domain):
     def page_type(self, obs: str) -> str:
         "The room, `question`, or `end`."
         return "end" if obs == TERMINAL else room_of(obs)
+
+    def world(self, task: Task, turns: tuple[Turn, ...], action: str, obs: str) -> tuple[str, str]:
+        "(the task's variation, the turn): what moves or grows by itself depends on the time."
+        return task.id, f"turn {len(turns)}"
+
+    def move_kind(self, action: str, obs: str) -> tuple[str, str]:
+        "(room, verb); of `go to` the room that it leads to: it does not matter whence one comes."
+        verb, rest = self.template(action, obs)
+        return rest if verb == "go to" else self.page_type(obs), verb
+
+    def amend(self, state: State, action: str, page: str, choices: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+        "A page and its actions as this episode left its world."
+        return amended(state, action, page, choices)
 
     def template(self, action: str, obs: str) -> tuple[str, str]:
         "(verb, argument); a number answers the page's question and is resolved to its option."
@@ -350,10 +364,124 @@ class ScienceWorldDomain(Domain):
     def _fits(self, kind, thing, obs, i):
         if kind[0]: return focus_rank(thing, obs, i == 0)
         if kind[1] or kind[2]: return focus_rank(thing, obs, bool(kind[1]))
-        w = set(words(thing)); animal, plant = bool(w & _ANIMALS), bool(w & _PLANTS)
+        w = set(words(thing) + words((line_of(thing, Scene.read(obs).room) or "") if "pot" in thing else ""))
+        animal, plant = bool(w & _ANIMALS), bool(w & _PLANTS)
         return float(animal and not plant or (animal and "egg" in w) if kind[4] else plant if kind[5] else animal or plant)
 
 # %% ../nbs/18_scienceworld.ipynb #52d18eaf
+_ALSO, _HAVE = "You also see:", "In your inventory, you see:"
+
+@dataclass(frozen=True)
+class Scene:
+    "A page, taken apart; lines begin with a tab, as the engine writes them."
+    message: str
+    head: str
+    room: list[str]
+    doors: list[str]
+    held: list[str]
+
+    @staticmethod
+    def read(obs: str) -> "Scene":
+        "The parts of a page."
+        top, _, held = obs.partition(_HAVE)
+        top, _, doors = top.partition(_ALSO)
+        lines = lambda part: [x.rstrip() for x in part.split("\n") if x.startswith("\t")]
+        head = next((x for x in top.split("\n") if not x.startswith("\t") and _ROOM.search(x)), "")
+        return Scene(message_of(obs), head, lines(top), lines(doors), [x for x in lines(held) if x.strip() != "nothing"])
+
+    def page(self) -> str:
+        "The page of these parts."
+        doors = [_ALSO, *self.doors] if self.doors else []
+        return "\n".join(x for x in (self.message, self.head, *self.room, *doors, _HAVE, *(self.held or ["\tnothing"])) if x)
+
+def _in_order(lines): return sorted(lines, key=lambda x: words(re.sub(r"\(.*|^\s*(?:an?|the)\b|\b(?:adult|baby|egg)\b", "", x)))
+
+def line_of(
+    thing: str,          # as an action names it
+    lines: list[str],
+) -> str | None:         # the line that shares most of its words and has fewest others; None if none shares half of them
+    "The line of a page that shows a thing."
+    w = set(words(thing))
+    shared = lambda x: len(w & set(words(x))) / max(len(w), 1)
+    best = max(lines, key=lambda x: shared(x) - 0.01 * len(words(x)), default=None)
+    return best if best is not None and shared(best) > 0.5 else None
+
+def without(line: str | None, lines: list[str]) -> list[str]:
+    "The lines less one."
+    return [x for i, x in enumerate(lines) if line is None or i != lines.index(line)]
+
+# %% ../nbs/18_scienceworld.ipynb #bbb6c74a
+def in_hand(choices) -> list[str]:
+    "The things that can be put down."
+    return [c[len("put down "):] for c in choices if c.startswith("put down ")]
+
+def of_the_room(choices) -> tuple[set[str], set[str]]:
+    "(actions on the room, places into which something can be moved)."
+    held = in_hand(choices)
+    mine = {f"{verb} {h}" for h in held for verb in ("put down", "focus on")}
+    spots = {c[len(f"move {h} to "):] for h in held for c in choices if c.startswith(f"move {h} to ")}
+    return {c for c in choices if c not in mine and not c.startswith("move ")}, spots
+
+def named_box(text: str) -> tuple[str, str]:
+    "(box, room) of an instruction, \"\" where it names none."
+    m = re.search(r"to the (\w+ box) in the ([a-z ]+)", text.lower())
+    return m.groups() if m else ("", "")
+
+def _boxed(room, actions, box, here):
+    "A room seen in another task: its box goes, the box of this task stands where the instruction says."
+    other = [m.group(1) for x in room if (m := re.match(r"\ta (\w+ box)", x))]
+    room = [x for x in room if not re.match(r"\ta \w+ box", x)]
+    if here: room = _in_order([*room, f"\ta {box} (containing nothing)"])
+    swap = lambda c: next((c.replace(o, box) for o in other if o in c), c)
+    return room, {swap(c) for c in actions if here or not any(o in c for o in other)}
+
+# %% ../nbs/18_scienceworld.ipynb #c6c2d6fa
+def amended(
+    state: State,             # before the action
+    action: str,
+    page: str,                # a logged answer
+    choices: tuple[str, ...], # the actions logged with it
+) -> tuple[str, tuple[str, ...]]:
+    "A logged page as this episode sees it."
+    if page == TERMINAL or "question" in (room_of(page), room_of(state.obs)): return page, choices
+    verb, rest = split_action(action)
+    now, found, held = Scene.read(state.obs), Scene.read(page), in_hand(state.choices)
+    if verb == "go to":
+        own = next((t for t in reversed(state.turns) if room_of(t.obs) == rest), None)
+        there = Scene.read(own.obs) if own else found
+        head, room, doors = there.head, there.room, there.doors
+        actions, spots = of_the_room(own.choices if own else choices)
+        box, place = named_box(state.task.text)
+        if box and not own: room, actions = _boxed(room, actions, box, rest == place)
+    else: head, room, doors, (actions, spots) = now.head, now.room, now.doors, of_the_room(state.choices)
+    spots |= {m.group(1) for x in room if (m := re.match(r"\ta (\w+ box)", x))}
+    hands = now.held
+    if verb == "pick up":
+        line = line_of(rest, room)
+        room, hands, held = without(line, room), _in_order([*hands, line or f"\ta {rest}"]), [*held, rest]
+        actions -= {f"pick up {rest}", f"focus on {rest}"}
+    elif verb in ("put down", "move"):
+        thing, _, spot = rest.rpartition(" to ") if verb == "move" else (rest, "", "")
+        line = line_of(thing, hands)
+        hands, held, shown = without(line, hands), [h for h in held if h != thing], (line or f"a {thing}").strip()
+        into = line_of(spot, room) if spot else None
+        filled = lambda x: x.replace("containing nothing", f"containing {shown}").replace("is: nothing", f"is: {shown}")
+        room = [filled(x) if x == into else x for x in room] if verb == "move" else _in_order([*room, f"\t{shown}"])
+        actions |= {f"pick up {thing}", f"focus on {thing}"}
+    offers = actions | {x for h in held for x in (f"put down {h}", f"focus on {h}", *(f"move {h} to {s}" for s in spots))}
+    return Scene(said_of(verb, rest, found.message), head, room, doors, hands).page(), tuple(sorted(offers))
+
+def said_of(
+    verb: str,
+    rest: str,
+    message: str,   # of the logged answer
+) -> str:           # it, where it speaks of the same things, else the sentence that this action gets
+    "The engine's sentence about an action."
+    if verb not in ("focus on", "pick up", "put down", "move") or set(words(rest)) - {"to"} <= set(words(message)): return message
+    thing, _, spot = rest.rpartition(" to ")
+    return {"focus on": f"You focus on the {rest}.", "pick up": f"You move the {rest} to the inventory.", "put down": f"You put down the {rest}."}.get(verb, f"You move the {thing} to the {spot}.")
+
+# %% ../nbs/18_scienceworld.ipynb #3bbfe16f
 class ScienceWorldSimulator(Replayed):
     "ScienceWorld behind the one protocol: `engines` Java processes, pages by replay."
     def __init__(
@@ -397,7 +525,7 @@ class ScienceWorldSimulator(Replayed):
         self.pool.shutdown(wait=False)
         for p in self.players: p.engine.close()
 
-# %% ../nbs/18_scienceworld.ipynb #bbb6c74a
+# %% ../nbs/18_scienceworld.ipynb #2a42bbca
 @dataclass(frozen=True)
 class Goal:
     "What a gold sequence is about: (room, thing) to focus on in turn, what to carry, and (room, box) to put it in."
@@ -419,7 +547,7 @@ def goal_of(
         elif verb == "move": box = (room, rest.rpartition(" to ")[2])
     return Goal(tuple(focus), carry, box)
 
-# %% ../nbs/18_scienceworld.ipynb #8b3d9320
+# %% ../nbs/18_scienceworld.ipynb #e3f62830
 HOUSE = {"hallway": ("art studio", "bedroom", "greenhouse", "kitchen", "living room", "workshop"), "kitchen": ("bathroom", "hallway", "outside"),
          "outside": ("foundry", "greenhouse", "kitchen"), "greenhouse": ("hallway", "outside"), "bathroom": ("kitchen",), "foundry": ("outside",),
          **{room: ("hallway",) for room in ("art studio", "bedroom", "living room", "workshop")}}
@@ -435,7 +563,7 @@ def towards(
             if n not in first: first[n] = n if room == here else first[room]; queue.append(n)
     return first.get(there, there)
 
-# %% ../nbs/18_scienceworld.ipynb #aefc00e6
+# %% ../nbs/18_scienceworld.ipynb #9de8d0e8
 class ScienceWorldExpert(ScriptedPolicy):
     "A policy that knows each task's goal and can act on any page."
     def __init__(self, simulator: ScienceWorldSimulator):
@@ -469,7 +597,7 @@ class ScienceWorldExpert(ScriptedPolicy):
     def _pick(self, state, verb, thing):
         return self.domain.unresolve(verb, thing, state.obs, state.choices) or "look around"  # it may have flown away
 
-# %% ../nbs/18_scienceworld.ipynb #2629e5ab
+# %% ../nbs/18_scienceworld.ipynb #ef756bdc
 def domain() -> ScienceWorldDomain:
     "How pages and actions are read, by methods that never see the engine."
     return ScienceWorldDomain()
