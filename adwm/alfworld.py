@@ -585,7 +585,8 @@ def amended(
     renamed = {at: place, other: held} if held else {at: place}
     put = lambda text: re.sub("|".join(rf"\b{re.escape(x)}\b" for x in renamed if x) or "$^", lambda m: renamed[m.group(0)], text)
     keep = [put(c) for c in choices if not c.startswith("take ") and (held or not other or other not in c)]
-    shut = "is closed" in said or action.startswith("close ")
+    turned = [a for a in (*(t.action for t in state.turns), action) if a in (f"open {place}", f"close {place}")]
+    shut = "is closed" in said or bool(turned) and turned[-1].startswith("close")
     if not held and not shut: keep += [f"take {x} from {place}" for x in here if f"use {x}" not in choices]
     if held and not other: keep += [f"examine {held}"] + [f"move {held} to {place}"]*(not shut)
     return f"{put(said) if at != place else said}\nYou are at {place}. You hold {held or 'nothing'}.", tuple(sorted(set(keep)))

@@ -397,14 +397,15 @@ class Scene:
 def _in_order(lines): return sorted(lines, key=lambda x: words(re.sub(r"\(.*|^\s*(?:an?|the)\b|\b(?:adult|baby|egg)\b", "", x)))
 
 def line_of(
-    thing: str,          # as an action names it
+    thing: str,          # as an action names it, e.g. "egg giant tortoise" or "cup containing red paint in cupboard"
     lines: list[str],
-) -> str | None:         # the line that shares most of its words and has fewest others; None if none shares half of them
-    "The line of a page that shows a thing."
-    w = set(words(thing))
-    shared = lambda x: len(w & set(words(x))) / max(len(w), 1)
-    best = max(lines, key=lambda x: shared(x) - 0.01 * len(words(x)), default=None)
-    return best if best is not None and shared(best) > 0.5 else None
+) -> str | None:         # the line that shares most of its words, None if none shares half of them
+    "The line of a page that shows a thing; what lies in or on another thing has none."
+    w = set(words(re.sub(r" in (?:inventory|" + "|".join(ROOMS) + ")$", "", thing)))
+    name = lambda line: set(words(re.split(r"[(.,]", line)[0]))
+    shared = lambda line: len(w & name(line)) / max(len(w), 1) + 0.1 * len(w & set(words(line))) * bool(w & name(line)) - 0.01 * len(name(line))
+    best = max(lines, key=shared, default=None)
+    return best if best is not None and w & name(best) and len(w & set(words(best))) > len(w) / 2 else None
 
 def without(line: str | None, lines: list[str]) -> list[str]:
     "The lines less one."
@@ -427,13 +428,13 @@ def named_box(text: str) -> tuple[str, str]:
     m = re.search(r"to the (\w+ box) in the ([a-z ]+)", text.lower())
     return m.groups() if m else ("", "")
 
-def _boxed(room, actions, box, here):
+def _boxed(room, actions, spots, box, here):
     "A room seen in another task: its box goes, the box of this task stands where the instruction says."
     other = [m.group(1) for x in room if (m := re.match(r"\ta (\w+ box)", x))]
     room = [x for x in room if not re.match(r"\ta \w+ box", x)]
     if here: room = _in_order([*room, f"\ta {box} (containing nothing)"])
-    swap = lambda c: next((c.replace(o, box) for o in other if o in c), c)
-    return room, {swap(c) for c in actions if here or not any(o in c for o in other)}
+    swap = lambda names: {next((c.replace(o, box) for o in other if o in c), c) for c in names if here or not any(o in c for o in other)}
+    return room, swap(actions), swap(spots)
 
 # %% ../nbs/18_scienceworld.ipynb #c6c2d6fa
 def amended(
@@ -452,8 +453,10 @@ def amended(
         head, room, doors = there.head, there.room, there.doors
         actions, spots = of_the_room(own.choices if own else choices)
         box, place = named_box(state.task.text)
-        if box and not own: room, actions = _boxed(room, actions, box, rest == place)
-    else: head, room, doors, (actions, spots) = now.head, now.room, now.doors, of_the_room(state.choices)
+        if box and not own: room, actions, spots = _boxed(room, actions, spots, box, rest == place)
+    else:
+        head, room, doors, (actions, spots) = now.head, now.room, now.doors, of_the_room(state.choices)
+        if found.head == head and not spots: spots = of_the_room(choices)[1]   # with empty hands there is no way to tell
     spots |= {m.group(1) for x in room if (m := re.match(r"\ta (\w+ box)", x))}
     hands = now.held
     if verb == "pick up":
@@ -475,9 +478,9 @@ def said_of(
     verb: str,
     rest: str,
     message: str,   # of the logged answer
-) -> str:           # it, where it speaks of the same things, else the sentence that this action gets
+) -> str:           # it, where it speaks of the same thing, else the sentence that this action gets
     "The engine's sentence about an action."
-    if verb not in ("focus on", "pick up", "put down", "move") or set(words(rest)) - {"to"} <= set(words(message)): return message
+    if verb not in ("focus on", "pick up", "put down", "move") or (set(words(rest)) - {"to"}) & set(words(message)): return message
     thing, _, spot = rest.rpartition(" to ")
     return {"focus on": f"You focus on the {rest}.", "pick up": f"You move the {rest} to the inventory.", "put down": f"You put down the {rest}."}.get(verb, f"You move the {thing} to the {spot}.")
 

@@ -7,7 +7,7 @@ import pytest
 from adwm import alfworld as alf
 from adwm.core import UserError, key_rng, shared_data
 from adwm.envs import State, advance
-from adwm.episodes import TERMINAL, Task, to_line
+from adwm.episodes import TERMINAL, Task, Turn, to_line
 from adwm.rollouts import make_rows, rollout
 from tests_helpers import survives_a_kill
 
@@ -278,3 +278,56 @@ def test_the_benchmarks_own_games(tmp_path):
 def test_killed_collection_equals_uninterrupted_one(tmp_path, sim):
     build = "from adwm import alfworld as alf; sim = alf.AlfworldSimulator(); tasks = sim.tasks([g.id for g in alf.generate_games(4, 0)])"
     survives_a_kill(tmp_path, build, sim, sim.tasks([g.id for g in alf.generate_games(4, 0)]), at=5, horizon=3, env="alfworld")
+
+
+def in_house(page, action, choices=(), turns=()):
+    "What a command shows in the imagination, after some turns."
+    return alf.AlfworldDomain().amend(State(Task("t", "put a mug in desk", "", ()), turns[-1][1] if turns else "You are at the middle of the room. You hold nothing.", (),
+                                            tuple(Turn(obs, a, 0.0) for obs, a in ((t[0], t[2]) for t in turns))), action, page, choices)
+
+
+MUG = ("You arrive at desk 1. On the desk 1, you see a mug 1, and a pen 2.\nYou are at desk 1. You hold nothing.", "You pick up the mug 1 from the desk 1.\nYou are at desk 1. You hold mug 1.", "take mug 1 from desk 1")
+
+
+def test_the_hand_stays_as_this_episode_left_it():
+    page, offers = in_house("You arrive at shelf 2. On the shelf 2, you see a book 1.\nYou are at shelf 2. You hold nothing.", "go to shelf 2", ("look", "take book 1 from shelf 2"), (MUG,))
+    assert page.endswith("You are at shelf 2. You hold mug 1.") and "a book 1." in page
+    assert set(offers) == {"look", "examine mug 1", "move mug 1 to shelf 2"}, "with full hands nothing can be taken"
+    page, offers = in_house("You arrive at shelf 2. On the shelf 2, you see a book 1.\nYou are at shelf 2. You hold pen 2.", "go to shelf 2", ("look", "move pen 2 to shelf 2", "examine pen 2"), (MUG,))
+    assert set(offers) == {"look", "examine mug 1", "move mug 1 to shelf 2"}
+    page, offers = in_house("You arrive at shelf 2. On the shelf 2, you see a book 1.\nYou are at shelf 2. You hold pen 2.", "go to shelf 2", ("look", "move pen 2 to shelf 2", "examine pen 2"))
+    assert page.endswith("You hold nothing.") and set(offers) == {"look", "take book 1 from shelf 2"}
+
+
+def test_things_lie_where_this_episode_put_them():
+    "What was taken is gone from its place, and a place that was seen keeps its things."
+    page, _ = in_house("You arrive at desk 1. On the desk 1, you see a cup 1, and a mug 1.\nYou are at desk 1. You hold nothing.", "go to desk 1", (), (MUG,))
+    assert "you see a pen 2." in page
+    put = (MUG[1], "You move the mug 1 to the shelf 2.\nYou are at shelf 2. You hold nothing.", "move mug 1 to shelf 2")
+    page, offers = in_house("You arrive at shelf 2. On the shelf 2, you see nothing.\nYou are at shelf 2. You hold nothing.", "go to shelf 2", ("look",), (MUG, put))
+    assert "you see a mug 1." in page and "take mug 1 from shelf 2" in offers
+    assert in_house(TERMINAL, "go to shelf 2", ("x",), (MUG,)) == (TERMINAL, ("x",))
+
+
+def test_the_state_of_a_place_is_what_was_done_to_it():
+    turns = lambda *actions: tuple(Turn("", a, 0.0) for a in actions)
+    assert alf.done_to("safe 1", turns("open safe 1", "go to desk 1", "take pen 1 from desk 1")) == "open"
+    assert alf.done_to("safe 1", turns("open safe 1", "move pen 1 to safe 1", "close safe 1")) == "closed ; move pen 1"
+    assert alf.done_to("desk 1", turns("take pen 1 from desk 1", "move pen 1 to desk 1")) == "closed", "taken and put back"
+    said = alf.AlfworldDomain()
+    assert said.world(Task("h7", "", "", ()), (), "go to desk 1", "") == ("h7", "closed") and said.move_kind("go to desk 1", "x\nYou are at bed 1. You hold nothing.") == ("", "go to")
+
+
+@needs_engine
+def test_amending_the_true_page_of_the_engine_changes_nothing(sim):
+    "200 random turns in three real houses."
+    said, rng = alf.AlfworldDomain(), np.random.default_rng(0)
+    for task in sim.tasks([g.id for g in alf.generate_games(3, 77)]):
+        state = sim.reset([task], [(0, task.id, 0, 0)])[0]
+        for t in range(70):
+            action = str(rng.choice([c for c in state.choices if rng.random() < 0.3 or not c.startswith("go to")] or list(state.choices)))
+            out = sim.step([state], [action], [(0, task.id, 0, t)])[0]
+            if out.terminated: break
+            page, offers = said.amend(state, action, out.state.obs, out.state.choices)
+            assert page == out.state.obs and set(said.choices(task, page, offers)) == set(out.state.choices), (action, page)
+            state = out.state

@@ -205,3 +205,22 @@ def test_unseen_lists_are_composed_and_unseen_items_adapted():
     item = made.step([out[0].state], [f"click[{line[0].split(SEP)[0].lower()}]"], [(3, "t", 0, 1)])[0].state
     page = read_page(item.obs, domain.names)
     assert page.kind == "item" and f"{page.title} {page.price}" == line[1] and "click[buy now]" in item.choices
+
+
+class Carried(Rooms):
+    "What was taken stays in hand, whatever page is found."
+    def amend(self, state, action, page, choices): return (page + " (in hand)" if any(t.action == "take" for t in state.turns) else page), (*choices, "sing")
+
+
+def test_the_domain_amends_what_was_imagined_and_a_text_readout_ends():
+    class Always:
+        def predict(self, tasks, turns, actions, pages): return np.array([1. if a == "back" else np.nan for a in actions])
+    pages = PageIndex(pool(), Carried())
+    s = AdwmSimulator(fitted(), pages, how=Imagine(), ending=Always())
+    state = [replace(x, turns=(Turn("hall: doors", "take", 0.),)) for x in start(3)]
+    for out in s.step(state, [x.choices[0] for x in state], keys(state)):
+        assert out.state.obs.endswith("(in hand)") and "sing" in out.state.choices and not out.terminated
+    assert all(o.terminated for o in s.step(state, ["back"]*3, keys(state)))
+    plain = AdwmSimulator(fitted(), index()).step(start(3), [x.choices[0] for x in start(3)], keys(start(3)))
+    amended = s.step(start(3), [x.choices[0] for x in start(3)], keys(start(3)))
+    assert [o.state.obs for o in plain] == [o.state.obs for o in amended], "nothing was taken, nothing is changed"

@@ -5,7 +5,7 @@ import pytest
 from adwm.core import UserError, key_rng
 from adwm.envs import Domain
 from adwm.episodes import TERMINAL, Episode, Task, Turn
-from adwm.readouts import (Boosted, GateRule, HeadReadout, Kernel, Ridge, Shift, TextReadout, auc, behavior_shift, ends, gate, held_out, log_odds_shift,
+from adwm.readouts import (Boosted, Endings, GateRule, HeadReadout, Kernel, Ridge, Shift, TextReadout, auc, behavior_shift, ends, gate, held_out, log_odds_shift,
                            r_squared, shifted, task_bootstrap)
 
 
@@ -153,3 +153,39 @@ def test_behavior_shift_is_applied_only_when_told_from_zero():
     assert behavior_shift([.1, .2, .3], [.21, .29, .41]).apply(.5) == pytest.approx(.6033, abs=1e-3)
     assert behavior_shift([.1, .4, .2], [.3, .2, .2]).apply(.5) == .5
     assert behavior_shift([.1], [.9]).apply(.5) == .5 and Shift(.2, .0, 2).apply(.5) == .5
+
+
+class Keys(Domain):
+    "A door opens when the key in the task was taken."
+    def features(self, task, turns, last_action, last_obs):
+        return np.array([1.0, float(any(t.action == f"take {task.split()[-1]}" for t in turns)), len(turns) / 5])
+
+
+def doors(n=60, start=0):
+    "One takes a key, looks around and tries the door: it opens, and ends the episode, with the right key."
+    out = []
+    for i in range(start, start + n):
+        rng = key_rng(0, "doors", i)
+        want, got = (("red", "blue")[int(k)] for k in rng.integers(2, size=2))
+        turns = tuple(Turn("hall", a, 0.0) for a in (f"take {got}", *["look"] * int(rng.integers(3)), "try door"))
+        out.append(Episode("doors", Task(f"t{i}", f"use {want}", "hall"), "p", 0.0, 0, 0, turns, TERMINAL if want == got else "hall", want == got, want != got))
+    return out
+
+
+def test_ends_are_read_from_what_was_done():
+    endings, other = Endings(Keys()).fit(doors()), doors(40, 100)
+    last = lambda e: (e.task, e.turns[:-1], e.turns[-1].action, e.turns[-1].obs)
+    p = endings.predict(*zip(*map(last, other)))
+    assert np.array_equal(p >= 0.5, [e.terminated for e in other]), "held-out episodes"
+    first = endings.predict(*zip(*[(e.task, (), e.turns[0].action, "hall") for e in other]))
+    assert np.isnan(first).all(), "`take` never ended an episode, so nothing is said"
+    assert list(endings.members) == ["try"]
+
+
+def test_two_ends_teach_nothing_and_no_order_matters():
+    won = [e for e in doors() if e.terminated]
+    assert Endings(Keys()).fit(won[:2] + [e for e in doors() if not e.terminated]).members == {} and Endings(Keys()).fit(won).members == {}
+    rows = list(zip(*[(e.task, e.turns[:-1], e.turns[-1].action, e.turns[-1].obs) for e in doors(10, 200)]))
+    endings = Endings(Keys()).fit(doors())
+    assert np.allclose(endings.predict(*rows)[::-1], endings.predict(*(r[::-1] for r in rows)), atol=1e-12, rtol=0)
+    assert endings.predict([], [], [], []).shape == (0,)

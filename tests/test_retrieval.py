@@ -8,7 +8,7 @@ from adwm.core import UserError
 from adwm.envs import Domain, State
 from adwm.episodes import TERMINAL, Episode, Task, Turn, split_by_task
 from adwm.policies import ScriptedPolicy
-from adwm.retrieval import (NearestNeighbour, PageIndex, Weights, Words, by_template, follow, last_of_type, offered, one_step, relations, split_by_policy, tune)
+from adwm.retrieval import (NearestNeighbour, PageIndex, Weights, Words, by_template, follow, last_of_type, offered, one_step, relations, split_by_policy, tune, world_of)
 from adwm.rollouts import make_rows, rollout
 from adwm.webshop import WebShopDomain
 from tests_helpers import small_shop
@@ -196,3 +196,49 @@ def test_fast_enough(market):
     start = time.process_time()
     nn.step(*map(list, zip(*steps)))
     assert (time.process_time() - start) / len(steps) < .003, "10,000 predictions take more than half a minute"
+
+
+class Houses(Rooms):
+    "Every task is a house of its own; what a move concerns is its argument, and whether it was painted."
+    def world(self, task, turns, action, obs): return task.id, " ".join(t.action for t in turns if t.action.startswith("paint"))
+
+    def move_kind(self, action, obs): return "", self.template(action, obs)[0]
+
+    def amend(self, state, action, page, choices): return page + " with a lamp" if any(t.action == "take lamp" for t in state.turns) else page, (*choices, "sit")
+
+
+def test_a_move_is_answered_from_its_own_world_and_its_state():
+    "Two houses with a shelf red each; in house b it was painted in one of two episodes."
+    painted = episode([("hall", "paint red"), ("hall wet", "open red"), ("shelf red new", "take x")], task="b", index=1)
+    pool = [episode([("hall", "open red"), ("shelf of a", "take x")], task="a"), episode([("hall", "open red"), ("shelf of b", "take x")], task="b"), painted]
+    ask = lambda task, turns=(): State(Task(task, "find it", "hall"), "hall", ("back",), turns)
+    step = lambda domain, s: NearestNeighbour(PageIndex(pool, domain)).step([s], ["open red"], [(0, "x", 0, 0)])[0].state
+    assert step(Houses(), ask("a")).obs == "shelf of a" and step(Houses(), ask("b")).obs == "shelf of b"
+    assert step(Houses(), ask("b", (Turn("hall", "paint red", 0.0),))).obs == "shelf red new", "in the same state of its world"
+    assert step(Houses(), ask("c")).obs.startswith("shelf"), "a house that was never logged is answered from the others"
+    assert "sit" in step(Houses(), ask("a")).choices and step(Houses(), ask("a", (Turn("hall", "take lamp", 0.0),))).obs == "shelf of a with a lamp"
+    assert "sit" not in step(Rooms(), ask("a")).choices and world_of(Rooms(), None, (), "", "") == ("", "")
+
+
+def test_a_domain_without_worlds_is_scored_as_before():
+    index = PageIndex([WALK], Rooms())
+    nn, state = NearestNeighbour(index), State(Task("u", "find u", "hall"), "shelf red", ("back",))
+    q = nn.matcher.query(state, "open box two")
+    assert "world" not in nn.matcher.parts(q.kind, [q])
+    assert np.array_equal(nn.matcher.score(q.kind, [q], Weights()), nn.matcher.score(q.kind, [q], Weights(world=0.0)))
+
+
+class Says:
+    "A readout of ends that says the same of every move."
+    def __init__(self, p): self.p = p
+
+    def predict(self, tasks, turns, actions, pages): return np.full(len(tasks), self.p)
+
+
+def test_ends_are_judged_before_a_page_is_looked_up():
+    ask = [State(Task("t", "find t", "hall"), "shelf red", ("back",))]
+    step = lambda p, a: NearestNeighbour(PageIndex([WALK], Rooms()), ending=Says(p)).step(ask, [a], [(0, "t", 0, 0)])[0]
+    assert step(np.nan, "take x").terminated and step(1.0, "take x").terminated and step(1.0, "look").terminated
+    assert not step(0.0, "look").terminated and not step(np.nan, "look").terminated
+    on = step(0.0, "take x")
+    assert not on.terminated and on.state.obs == "shelf red", "every logged move of its kind ended, so nothing changes"

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from adwm import scienceworld as sw
-from adwm.core import UserError, key_rng
+from adwm.core import UserError, key_rng, root
 from adwm.envs import State, advance
-from adwm.episodes import TERMINAL, Task, to_line
+from adwm.episodes import TERMINAL, Task, Turn, read_episodes, to_line
 from adwm.rollouts import Row, make_rows, rollout
 from tests_helpers import survives_a_kill
 
@@ -206,3 +206,71 @@ def test_killed_collection_equals_uninterrupted_one(tmp_path, sim):
     sim.domain = sw.ScienceWorldDomain(focus=False)
     survives_a_kill(tmp_path, build, sim, sim.draw(4, "dev"), at=6, horizon=4, env="scienceworld")
     sim.domain = sw.ScienceWorldDomain()
+
+
+# what an episode knows of its world
+
+BOX = "Your task is to find a(n) animal.  First, focus on the thing. Then, move it to the red box in the kitchen."
+HALL = sw.compose("You move to the hallway.", "This room is called the hallway. In it, you see: \n\tthe agent\n\ta picture\nYou also see:\n\tA door to the kitchen (that is open)\n", "In your inventory, you see:\n\ta shovel\n")
+KITCHEN = sw.compose("You move to the kitchen.", "This room is called the kitchen. In it, you see: \n\tthe agent\n\ta blue box (containing nothing)\n\ta table. On the table is: nothing.\nYou also see:\n\tA door to the hallway (that is open)\n",
+                     "In your inventory, you see:\n\ta shovel\n")
+OFFERS = ("focus on blue box", "focus on shovel", "go to hallway", "look around", "move shovel to blue box", "move shovel to table", "pick up blue box", "put down shovel", "wait1")
+
+
+def amend(action, page, choices, obs=PAGE, own=CHOICES, turns=()): return sw.ScienceWorldDomain().amend(State(Task("t", BOX, PAGE, ()), obs, own, turns), action, page, choices)
+
+
+def test_a_page_survives_being_taken_apart():
+    assert sw.things(sw.Scene.read(PAGE).page()) == sw.things(PAGE) and sw.Scene.read(PAGE).held == ["\tan orange"]
+    assert sw.Scene.read(HALL.replace("\ta shovel", "\tnothing")).held == [] and sw.line_of("dove", sw.Scene.read(PAGE).room) == "\ta dove egg"
+    assert sw.line_of("elephant", sw.Scene.read(PAGE).room) is None and sw.without("b", ["a", "b", "b"]) == ["a", "b"] and sw.without(None, ["a"]) == ["a"]
+
+
+def test_hands_keep_what_they_hold():
+    page, offers = amend("go to hallway", HALL, ("focus on picture", "focus on shovel", "go to kitchen", "pick up picture", "put down shovel"))
+    assert sw.things(page)[2] == ["orange"] and set(offers) == {"focus on picture", "pick up picture", "go to kitchen", "put down orange", "focus on orange"}
+
+
+def test_taking_and_putting():
+    page, offers = amend("pick up dove", PAGE.replace("You move to the outside.", "You move the dove to the inventory."), CHOICES)
+    assert "dove egg" not in sw.things(page)[0] and sw.things(page)[2] == ["dove egg", "orange"] and sw.room_of(page) == "outside"
+    assert {"put down dove", "focus on dove", "put down orange"} <= set(offers) and "pick up dove" not in offers and sw.message_of(page) == "You move the dove to the inventory."
+    page, offers = amend("put down orange", HALL, ())
+    assert "orange" in sw.things(page)[0] and sw.things(page)[2] == ["nothing"] and "pick up orange" in offers and not sw.in_hand(offers)
+    page, offers = amend("move shovel to blue box", KITCHEN, OFFERS, KITCHEN, OFFERS)
+    assert "blue box (containing shovel)" in sw.things(page)[0] and not sw.in_hand(offers)
+
+
+def test_the_box_of_the_instruction_stands_in_its_room():
+    "A kitchen of another task shows another box; a kitchen that was seen is as it was."
+    page, offers = amend("go to kitchen", KITCHEN, OFFERS)
+    assert "red box" in sw.things(page)[0] and "blue box" not in " ".join(sw.things(page)[0]) and "move orange to red box" in offers and not any("blue" in c for c in offers)
+    bathroom = KITCHEN.replace("called the kitchen", "called the bathroom")
+    page, offers = amend("go to bathroom", bathroom, OFFERS)
+    assert "box" not in " ".join(sw.things(page)[0]) and not any("box" in c for c in offers)
+    seen = (Turn(KITCHEN, "go to outside", 0.0, OFFERS),)
+    page, _ = amend("go to kitchen", HALL, (), turns=seen)
+    assert "blue box" in sw.things(page)[0] and sw.things(page)[2] == ["orange"]
+
+
+def test_questions_and_ends_are_left_alone():
+    question = "Ambiguous request: Please enter the number for the action you intended (or blank to cancel):\n0:\tfocus on a\n1:\tfocus on b"
+    assert amend("focus on a", question, ("0", "1")) == (question, ("0", "1")) and amend("focus on a", TERMINAL, ()) == (TERMINAL, ())
+    assert sw.ScienceWorldDomain().world(Task("v", "", "", ()), (), "look around", PAGE) == ("v", "turn 0") and sw.ScienceWorldDomain().move_kind("go to kitchen", PAGE) == ("kitchen", "go to")
+
+
+POOL = root() / "assets" / "scienceworld-eto" / "pool.jsonl.gz"
+
+
+@pytest.mark.skipif(not POOL.is_file(), reason="assets/scienceworld-eto is not here")
+def test_amending_the_pages_that_followed_in_the_logs_keeps_room_hands_and_next_action():
+    "Bees fly and plants grow by themselves, and a thing that lay in another is named anew by the engine: the rest is as it was."
+    domain, same = sw.ScienceWorldDomain(), []
+    for e in read_episodes(POOL, "scienceworld")[::4]:
+        for i, (t, after) in enumerate(zip(e.turns, e.turns[1:])):
+            if "question" in (sw.room_of(t.obs), sw.room_of(after.obs)): continue
+            page, offers = domain.amend(State(e.task, t.obs, t.choices, e.turns[:i]), t.action, after.obs, after.choices)
+            hands = [{w for x in sw.things(p)[2] for w in x.split()} for p in (page, after.obs)]
+            same.append((sw.room_of(page) == sw.room_of(after.obs), hands[0] == hands[1], after.action in offers))
+    found = np.mean(same, 0)
+    assert len(same) > 500 and found[0] == 1 and found[1] > 0.9 and found[2] > 0.95, found
