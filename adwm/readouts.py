@@ -246,7 +246,7 @@ class Endings:
             out[rows] = np.mean([m.predict(x) for m in self.members[name]], 0)
         return out
 
-# %% ../nbs/36_readouts.ipynb #70bdb43b
+# %% ../nbs/36_readouts.ipynb #b339d8c2
 def held_out(
     fit: Callable,           # list of Episodes -> object with predict(tasks, turns, actions, pages)
     episodes: list,          # Episodes of at least `folds` tasks
@@ -285,7 +285,7 @@ def r_squared(
     spread = ((truth - truth.mean()) ** 2).sum()
     return float(1 - ((truth - guess) ** 2).sum() / spread) if spread > 1e-12 else float("nan")
 
-# %% ../nbs/36_readouts.ipynb #76825e56
+# %% ../nbs/36_readouts.ipynb #ad59a8e1
 @dataclass(frozen=True)
 class GateRule:
     "What a readout must show on held-out tasks."
@@ -313,7 +313,7 @@ class GateReport:
         found = f"R^2 {self.r2[0]:.2f} [{self.r2[1]:.2f}, {self.r2[2]:.2f}], AUC {self.auc[0]:.2f} on {self.n} ends of {self.tasks} held-out tasks"
         return f"pass: {found}" if self.passed else f"fail: {'; '.join(self.reasons)} ({found})"
 
-# %% ../nbs/36_readouts.ipynb #ad59a8e1
+# %% ../nbs/36_readouts.ipynb #a7409419
 def task_bootstrap(
     tasks: list,             # task id of each row, (n,)
     draws: int = 300,
@@ -342,7 +342,7 @@ def _bias(off, member, draws):
     value, low, high = bounded(lambda i: off[i][member[i]].mean() if member[i].any() else np.nan, draws, len(off))
     return {"n": int(member.sum()), "bias": value, "lower": low, "upper": high}
 
-# %% ../nbs/36_readouts.ipynb #628cf84d
+# %% ../nbs/36_readouts.ipynb #346fa503
 def gate(
     fit: Callable,                     # list of Episodes -> object with predict(tasks, turns, actions, pages)
     episodes: list,                    # logged Episodes
@@ -393,7 +393,7 @@ def gate_reasons(
         out.append(f"it misjudges {worst['policy']} (epsilon {worst['epsilon']:g}) by {worst['bias']:+.2f}")
     return out
 
-# %% ../nbs/36_readouts.ipynb #346fa503
+# %% ../nbs/36_readouts.ipynb #6d4d626a
 class HeadReadout:
     "A head with one value per turn as a readout, with a shift of its log-odds."
 
@@ -423,7 +423,7 @@ def shifted(
     p = np.clip(p, 1e-6, 1 - 1e-6)
     return 1 / (1 + np.exp(-np.log(p / (1 - p)) - delta))
 
-# %% ../nbs/36_readouts.ipynb #498fab0b
+# %% ../nbs/36_readouts.ipynb #d37b5e59
 def log_odds_shift(
     p: np.ndarray,           # predictions in [0, 1] for held-out logged ends, (n,)
     base: float,             # their mean logged reward, in (0, 1)
@@ -435,7 +435,7 @@ def log_odds_shift(
         low, high = (middle, high) if shifted(np.asarray(p, float), middle or 1e-12).mean() < base else (low, middle)
     return (low + high) / 2
 
-# %% ../nbs/36_readouts.ipynb #3d513989
+# %% ../nbs/36_readouts.ipynb #ccb1bcf6
 @dataclass(frozen=True)
 class Shift:
     "Mean held-out difference logged minus simulated, to be added to estimates."
