@@ -162,10 +162,10 @@ def readout_of(config_json: str, plain: bool = False, limit: int = 0, fold: int 
     return TextReadout(domain_of(thaw(config_json).env, plain)).fit([as_success(e) for e in episodes] if success else episodes)
 
 @lru_cache(maxsize=8)
-def ending_of(config_json: str, plain: bool = False, limit: int = 0, fold: int = -1):
+def ending_of(config_json: str, limit: int = 0, fold: int = -1):
     "The text readout of ends, fitted on the logs."
     from adwm.readouts import Endings
-    return Endings(domain_of(thaw(config_json).env, plain)).fit(logs(config_json, limit, fold)[0])
+    return Endings(domain_of(thaw(config_json).env)).fit(logs(config_json, limit, fold)[0])
 
 def as_success(episode: Episode) -> Episode:
     "The same episode with reward 1 at the end if its return is 1, and 0 otherwise."
@@ -258,7 +258,7 @@ def simulator_of(
     plain = part.domain == "generic"
     index = index_of(config_json, plain, part.pool, fold)
     readout = readout_of(config_json, plain, part.pool, fold) if part.readout == "text" else None
-    ending = ending_of(config_json, plain, part.pool, fold) if readout is not None else None
+    ending = ending_of(config_json, part.pool, fold) if readout is not None and not plain else None   # generic features do not see what was done
     if part.kind == "neighbour":
         from adwm.retrieval import NearestNeighbour, Weights
         return NearestNeighbour(index, readout, part.structured, from_dict(Weights, part.imagine, f"estimators '{part.name}'.imagine"), ending=ending)
