@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['UserError', 'root', 'shared_data', 'key_int', 'key_rng', 'atomic_write', 'from_dict', 'stage_key', 'source_hash',
-           'cached', 'is_cached', 'progress']
+           'alone', 'cached', 'is_cached', 'progress']
 
 # %% ../nbs/00_core.ipynb #21c06eea
 import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, types, typing
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -117,23 +118,37 @@ def source_hash(
     return hashlib.sha256("".join(ast.dump(ast.parse((here / f"{m}.py").read_text(encoding="utf-8"))) for m in sorted(modules)).encode()).hexdigest()[:12]
 
 # %% ../nbs/00_core.ipynb #a93222d1
+@contextmanager
+def alone(
+    path: Path,  # a file that stands for the work; it is removed when the work is done, kept when it fails
+):
+    "Wait until no other process is in here for the same file: two runs of one cell must not write the same stage."
+    import fcntl
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        path.unlink(missing_ok=True)
+
 def cached(
     folder: str | Path,  # the cache
     name: str,           # name of the stage
     key: dict,           # everything that decides the result
     make,                # callable that fills the folder it is given
 ) -> Path:               # the finished folder of the stage
-    "Return the stage's folder, computing it where no finished one has this key; an interrupted stage finds its partial folder again."
+    "Return the stage's folder, computing it where no finished one has this key; an interrupted stage finds its partial folder again, and of two runs at once the second waits."
     done = Path(folder) / f"{name}-{stage_key(key)}"
     if (done / "key.json").is_file(): return done
     if cached.only_look: raise LookupError(f"stage '{name}' has not been computed")
     part = done.with_name(done.name + ".part")
     try:
-        part.mkdir(parents=True, exist_ok=True)
-        make(part)
-        atomic_write(part / "key.json", json.dumps(key, indent=1, sort_keys=True, default=str))
-        if done.exists(): shutil.rmtree(done)
-        os.replace(part, done)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with alone(done.with_name(done.name + ".lock")):
+            if (done / "key.json").is_file(): return done
+            part.mkdir(exist_ok=True)
+            make(part)
+            atomic_write(part / "key.json", json.dumps(key, indent=1, sort_keys=True, default=str))
+            if done.exists(): shutil.rmtree(done)
+            os.replace(part, done)
     except OSError as err:
         raise UserError(f"stage '{name}' could not be written to {part}: {err.strerror or err}; finished stages are kept") from err
     return done

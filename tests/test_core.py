@@ -77,6 +77,20 @@ def test_cache_keeps_partial_work_after_kill(tmp_path):
     assert (done / "all.txt").exists() and not done.name.endswith(".part")
 
 
+def test_of_two_runs_at_once_the_second_waits(tmp_path):
+    code = textwrap.dedent(f"""
+        import time
+        from pathlib import Path
+        from adwm.core import cached
+        def make(p):
+            with open({str(tmp_path / 'made')!r}, 'a') as f: f.write('x')
+            (p / 'a.txt').write_text('half'); time.sleep(0.5); (p / 'a.txt').write_text('whole')
+        print((cached(Path({str(tmp_path)!r}) / 'cache', 'stage', {{'k': 1}}, make) / 'a.txt').read_text())""")
+    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [r.communicate(timeout=60)[0].strip() for r in runs] == ["whole"] * 3 and (tmp_path / "made").read_text() == "x"
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [""], "neither a partial folder nor a lock is left"
+
+
 def test_keys_depend_on_everything():
     assert stage_key({"a": 1}) == stage_key({"a": 1}) != stage_key({"a": 2})
     assert source_hash("core") != source_hash("core", "episodes")
