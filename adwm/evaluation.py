@@ -7,12 +7,12 @@ __all__ = ['ENGINES', 'FIT_CODE', 'IMAGINE_CODE', 'PROBE_CODE', 'STAGES', 'PAPER
            'load_data', 'freeze', 'thaw', 'cache_folder', 'assets_folder', 'remake_data', 'remake_command', 'Plain',
            'domain_of', 'loggers', 'logs', 'index_of', 'readout_of', 'ending_of', 'as_success', 'agent_of', 'fit_stage',
            'env_code', 'agent_code', 'adapter_stage', 'soft_reading', 'simulator_of', 'judged', 'starts', 'imagine_key',
-           'imagine_stage', 'brief', 'imagined', 'read_success', 'estimate_rows', 'read_truth_frame', 'compare',
-           'gate_stage', 'settled', 'HeadOf', 'read_gate', 'status_of', 'check_fold', 'check_stage', 'probe_key',
-           'probe_stage', 'bench_of', 'classical_stage', 'estimate_line', 'diagnose', 'classical_rows', 'plan',
-           'evaluate', 'Stopwatch', 'check_fit', 'nothing', 'Results', 'Checked', 'Compared', 'aim', 'error_aims',
-           'rank_aims', 'rival_aims', 'Judged', 'curve_rho', 'Classical', 'Evaluation', 'label_folder', 'real_episodes',
-           'side_by_side']
+           'imagine_stage', 'brief', 'imagined', 'seeds_of', 'read_success', 'estimate_rows', 'read_truth_frame',
+           'compare', 'gate_stage', 'settled', 'HeadOf', 'read_gate', 'status_of', 'check_fold', 'check_stage',
+           'probe_key', 'probe_stage', 'bench_of', 'classical_stage', 'estimate_line', 'diagnose', 'classical_rows',
+           'plan', 'evaluate', 'Stopwatch', 'check_fit', 'nothing', 'Results', 'Checked', 'Compared', 'aim',
+           'error_aims', 'rank_aims', 'rival_aims', 'Judged', 'curve_rho', 'Classical', 'Evaluation', 'label_folder',
+           'real_episodes', 'side_by_side']
 
 # %% ../nbs/52_evaluation.ipynb #ac5e316b
 import dataclasses, importlib, json, shutil, tempfile, time
@@ -327,6 +327,11 @@ def imagined(
             lines += [(agent, e.epsilon, e.task.id, seed, e.ret if part.reading == "sum" or part.readout != "head" else e.turns[-1].reward, s, len(e.turns), e.terminated)
                       for e, s in zip(episodes, success)]
     return pd.DataFrame(lines, columns=["policy", "epsilon", "task_id", "seed", "reward", "success", "turns", "terminated"])
+
+def seeds_of(config: RunConfig, split: str = "pool") -> tuple:
+    "The seeds of the world model in the setting `ours`."
+    own = [p for p in config.estimators if p.kind == "adwm" and p.setting == "ours" and p.split == split]
+    return tuple(own[0].seeds if own and own[0].seeds else config.imagine.seeds)
 
 def read_success(config_json: str, part: EstimatorPart, episodes: list) -> np.ndarray:
     "Predicted probability of reward 1 for every imagined episode; NaN where the estimator has no text readout."
@@ -653,7 +658,7 @@ class Checked(Results):
         said = {"cell": c.cell, "environment": c.env, "profile": c.profile, "agents, pool and truth": f"{c.source} ({d.folder.name}, {d.digest})",
                 "world seed": c.collect.world_seed, "logged": f"{len(d.pool)} trajectories of {len(d.tasks)} tasks",
                 "fresh tasks": len(d.fresh), "targets": ", ".join(d.targets), "behaviors": ", ".join(loggers(c)), "horizon": c.horizon,
-                "temperature": c.collect.temperature, "imagination seeds": ", ".join(map(str, c.imagine.seeds)), "truth seed": c.collect.truth_seed}
+                "temperature": c.collect.temperature, "imagination seeds": ", ".join(map(str, seeds_of(c))), "truth seed": c.collect.truth_seed}
         return pd.DataFrame({"value": said}).rename_axis("what")
 
     def pool_table(self) -> pd.DataFrame:
@@ -716,9 +721,10 @@ class Compared(Checked):
         return summary_table(rows, metric=metric, pool_mean=self.pool_value(metric), level=self.config.level)
 
     def floor(self, fresh: bool = False) -> dict:
-        "What a perfect simulator with the same counts would score."
+        "What a perfect simulator with as many rollouts as `ours` would score."
         from adwm.metrics import noise_floor, truth_table
-        t = truth_table(self.truth["fresh" if fresh else "pool"], "reward", len(self.config.imagine.seeds))
+        split = "fresh" if fresh else "pool"
+        t = truth_table(self.truth[split], "reward", len(seeds_of(self.config, split)))
         return noise_floor(t["truth"], t["se_within"], t["se_rollout"], self.config.level, epsilon=t["epsilon"].to_numpy())
 
     def paired(self, first: str, second: str, epsilon: float | None = None) -> dict:

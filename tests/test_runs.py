@@ -106,3 +106,9 @@ def test_best_of_n_is_hashed_where_it_acts_and_nowhere_else():
     config = load_config(cell="hotpotqa-prm")
     assert agent_code(config, "a-prm") == ("preference",) and agent_code(config, "b-mid", "a-dpo0", "reference") == ()
     assert agent_code(load_config(), *load_config().collect.targets) == ()
+
+
+def test_the_perfect_simulator_plays_as_often_as_ours():
+    from adwm.evaluation import seeds_of
+    assert seeds_of(load_config(cell="alfworld-iter3")) == (0, 1, 2, 3) and seeds_of(load_config(cell="alfworld-iter3"), "fresh") == (0,)
+    assert seeds_of(c := load_config(cell="webshop-iter1")) == tuple(c.imagine.seeds)
