@@ -8,6 +8,7 @@ __all__ = ['STYLE', 'COLORS', 'SPARE', 'MARKERS', 'PaletteCanvas', 'styled', 'co
            'classical_figure', 'stage_bars']
 
 # %% ../nbs/50_plots.ipynb #8156be7f
+import textwrap
 from functools import wraps
 from pathlib import Path
 
@@ -198,6 +199,19 @@ def error_ladder(
     return ax.figure
 
 # %% ../nbs/50_plots.ipynb #18c752e7
+def _refused_figure(rows: pd.DataFrame, estimator: str, metric: str, floor, title: str, options: dict):
+    "The ladder of what remains, beside the reasons why nothing of an estimator is shown."
+    fig, (left, right) = plt.subplots(1, 2, figsize=(12.6, 4.3), width_ratios=[1.4, 1], layout="constrained")
+    mine = rows[(rows["estimator"] == estimator) & (rows["metric"] == metric)]
+    why = [f"{s}: {w}" for s, w in dict.fromkeys(zip(mine["setting"], mine["status"]))]
+    left.text(0, 1, "\n".join(textwrap.fill(x, 90) for x in [f"No value of {estimator} is shown.", *why[:8]]), va="top", transform=left.transAxes)
+    left.set_axis_off()
+    right.set_title("mean error, all policies")
+    error_ladder(summary_table(rows, metric=metric, **options), floor, ax=right)
+    if title: fig.suptitle(title, fontsize=12, fontweight="bold", x=.01, ha="left")
+    return fig
+
+
 @styled
 def estimate_figure(
     rows: pd.DataFrame,       # result rows, floors included
@@ -208,6 +222,8 @@ def estimate_figure(
     **options,                # of metrics.summary_table
 ):                            # the figure
     "One slide: estimate against truth per setting, errors beside the floors, curves over epsilon per agent."
+    mine = rows[(rows["estimator"] == estimator) & (rows["metric"] == metric)]
+    if len(mine) and mine["value"].isna().all(): return _refused_figure(rows, estimator, metric, floor, title, options)
     lines = _picked(rows, estimator, metric)
     settings, agents = lines["setting"].nunique(), max(1, (lines["policy"].unique() != "shared").sum())
     across = min(int(agents), 6)
