@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'FIT_CODE', 'IMAGINE_CODE', 'PROBE_CODE', 'STAGES', 'PAPER_FIVE', 'Data', 'read_tasks', 'check_pool',
-           'load_data', 'freeze', 'thaw', 'cache_folder', 'assets_folder', 'remake_data', 'remake_command', 'Plain',
-           'domain_of', 'loggers', 'logs', 'index_of', 'readout_of', 'ending_of', 'as_success', 'agent_of', 'fit_stage',
-           'env_code', 'agent_code', 'adapter_stage', 'soft_reading', 'simulator_of', 'judged', 'starts', 'imagine_key',
-           'imagine_stage', 'brief', 'imagined', 'seeds_of', 'read_success', 'estimate_rows', 'read_truth_frame',
-           'compare', 'gate_stage', 'settled', 'HeadOf', 'read_gate', 'status_of', 'check_fold', 'check_stage',
-           'probe_key', 'probe_stage', 'bench_of', 'classical_stage', 'estimate_line', 'diagnose', 'classical_rows',
-           'plan', 'evaluate', 'Stopwatch', 'check_fit', 'nothing', 'Results', 'Checked', 'Compared', 'aim',
-           'error_aims', 'rank_aims', 'rival_aims', 'Judged', 'curve_rho', 'Classical', 'Evaluation', 'label_folder',
-           'real_episodes', 'side_by_side']
+           'check_loggers', 'load_data', 'freeze', 'thaw', 'cache_folder', 'assets_folder', 'remake_data',
+           'remake_command', 'Plain', 'domain_of', 'loggers', 'logs', 'index_of', 'readout_of', 'ending_of',
+           'as_success', 'agent_of', 'fit_stage', 'env_code', 'agent_code', 'adapter_stage', 'soft_reading',
+           'simulator_of', 'judged', 'starts', 'imagine_key', 'imagine_stage', 'brief', 'imagined', 'seeds_of',
+           'read_success', 'estimate_rows', 'read_truth_frame', 'compare', 'gate_stage', 'settled', 'HeadOf',
+           'read_gate', 'status_of', 'check_fold', 'check_stage', 'probe_key', 'probe_stage', 'mixture_of', 'bench_of',
+           'classical_stage', 'estimate_line', 'diagnose', 'classical_rows', 'plan', 'evaluate', 'Stopwatch',
+           'check_fit', 'nothing', 'Results', 'Checked', 'training_spread', 'Compared', 'aim', 'error_aims',
+           'rank_aims', 'rival_aims', 'Judged', 'curve_rho', 'Classical', 'Evaluation', 'label_folder', 'real_episodes',
+           'side_by_side']
 
 # %% ../nbs/52_evaluation.ipynb #ac5e316b
 import dataclasses, importlib, json, shutil, tempfile, time
@@ -54,12 +55,17 @@ def read_tasks(path: Path) -> list[Task]:
     except (ValueError, KeyError) as err: raise UserError(f"{path} is not a file of tasks ({err})") from err
 
 def check_pool(config: RunConfig, pool: list) -> None:
-    "Refuse a pool that cannot be learnt from or that the targets logged."
+    "Refuse a pool that cannot be learnt from."
     if len({e.task.id for e in pool}) < 2:
         raise UserError(f"the pool of {config.cell} holds {len(pool)} episode(s) of {len({e.task.id for e in pool})} task(s); an evaluation needs at least two tasks")
     if {e.env for e in pool} != {config.env}: raise UserError(f"the pool of {config.cell} holds episodes of {sorted({e.env for e in pool})}, where '{config.env}' is needed")
-    both = set(config.collect.targets) & ({e.policy for e in pool} | set(config.collect.behaviors))
+
+def check_loggers(config: RunConfig, pool: list) -> None:
+    "Refuse a file of episodes that a target logged, or somebody whom the cell does not name: nothing is dropped in silence."
+    logged, known = {e.policy for e in pool}, {*config.collect.behaviors, ReferencePolicy.name}
+    both = set(config.collect.targets) & (logged | set(config.collect.behaviors))
     if both: raise UserError(f"{sorted(both)} logged the pool and would be judged by it; a target must not be a behavior policy")
+    if logged - known: raise UserError(f"{sorted(logged - known)} logged episodes of the pool of {config.cell}, but collect.behaviors names {', '.join(config.collect.behaviors)}: name them there, or take their episodes out of the file")
 
 @lru_cache(maxsize=2)
 def load_data(
@@ -71,7 +77,9 @@ def load_data(
     folder = assets_folder(config)
     manifest = check_manifest(folder)
     logged = config.collect.reads or (*config.collect.behaviors, ReferencePolicy.name)
-    pool = [e for e in read_episodes(folder / "pool.jsonl.gz", config.env) if e.policy in logged]   # cells that share a folder differ in who logged
+    everything = read_episodes(folder / "pool.jsonl.gz", config.env)
+    check_loggers(config, everything)
+    pool = [e for e in everything if e.policy in logged]   # cells that share a folder differ in whose logs they read
     check_pool(config, pool)
     home = root() / "assets" / config.agents if config.agents and config.source == "repository" else folder
     known = manifest if home == folder else check_manifest(home)
@@ -481,15 +489,16 @@ def probe_key(config: RunConfig, agent: str) -> dict:
 
 def probe_stage(
     config_json: str,
-    agent: str,         # a target, or "reference"
+    agent: str,         # a target, a logger (asked only for the probability of what was done), or "reference"
 ) -> Path:              # folder with probe.json.gz; for the reference also behavior.json.gz
     "Ask an agent about every logged prefix."
     from adwm.probes import probe_of
-    from adwm.weights import Probe, fit_behavior, reference_probe, write_probe
+    from adwm.weights import Probe, agent_probe, fit_behavior, reference_probe, write_probe
     config = thaw(config_json)
     def make(folder):
         start, pool, domain = time.perf_counter(), logs(config_json, config.classical.pool)[0], domain_of(config.env)
-        if agent != ReferencePolicy.name: write_probe(folder / "probe.json.gz", probe_of(agent_of(config_json, agent), pool, config.classical.samples))
+        if agent in config.collect.behaviors: write_probe(folder / "probe.json.gz", agent_probe(agent_of(config_json, agent), pool, 0))
+        elif agent != ReferencePolicy.name: write_probe(folder / "probe.json.gz", probe_of(agent_of(config_json, agent), pool, config.classical.samples))
         else:
             write_probe(folder / "probe.json.gz", reference_probe(domain, pool, config.classical.samples))
             silent = tuple(tuple(() for _ in e.turns) for e in pool)
@@ -498,6 +507,14 @@ def probe_stage(
     return cached(cache_folder(config), f"probe-{agent}", probe_key(config, agent), make)
 
 # %% ../nbs/52_evaluation.ipynb #eea2f2be
+def mixture_of(config_json: str) -> tuple | None:
+    "The loggers' mixture as denominator, per episode (T,); None where a logger has no log-probability."
+    from adwm.weights import logger_log_probs, mixture_behavior, read_probe
+    config = thaw(config_json)
+    pool, probes = logs(config_json, config.classical.pool)[0], {a: read_probe(probe_stage(config_json, a) / "probe.json.gz") for a in (*loggers(config), ReferencePolicy.name)}
+    if any(p.logp is None for p in probes.values()): return None
+    return tuple(mixture_behavior(pool, logger_log_probs(pool, probes)))
+
 @lru_cache(maxsize=1)
 def bench_of(config_json: str) -> tuple:
     "What the classical estimators of one process share: (pool, reference's probe, encoder, two fitters, estimators)."
@@ -507,7 +524,7 @@ def bench_of(config_json: str) -> tuple:
     part, domain, folder = config.classical, domain_of(config.env), probe_stage(config_json, ReferencePolicy.name)
     net = from_dict(NetConfig, part.net, "classical.net")
     encode, fitter, plain = Encoded(TextFeatures(domain), part.actions, resolved(domain)), Remember(NetFitter(net)), Remember(NetFitter(net, bootstrap=False))
-    family = classical(encode, fitter, plain, part.folds, domain, True, fitted=read_probe(folder / "behavior.json.gz").logp, level=config.level)
+    family = classical(encode, fitter, plain, part.folds, domain, fitted_behavior=read_probe(folder / "behavior.json.gz").logp, mixture=mixture_of(config_json), level=config.level)
     return logs(config_json, part.pool)[0], read_probe(folder / "probe.json.gz"), encode, fitter, family
 
 def classical_stage(
@@ -519,7 +536,7 @@ def classical_stage(
     from adwm.weights import mix_probes, read_probe
     config = thaw(config_json)
     shared, seeds = agent == ReferencePolicy.name, config.classical.seeds or config.imagine.seeds
-    key = dict(part=dataclasses.asdict(config.classical), seeds=seeds, epsilons=config.imagine.epsilons, level=config.level, probes=[probe_key(config, a) for a in (agent, ReferencePolicy.name)],
+    key = dict(part=dataclasses.asdict(config.classical), seeds=seeds, epsilons=config.imagine.epsilons, level=config.level, probes=[probe_key(config, a) for a in (agent, ReferencePolicy.name, *loggers(config))],
                code=source_hash("fitted", "metrics", "weights"))
     def make(folder):
         start, (pool, reference, encode, fitter, family) = time.perf_counter(), bench_of(config_json)
@@ -584,9 +601,10 @@ def plan(
     slow = sorted(parts, key=lambda x: not x[1].adapter)   # guided rollouts first
     shared = [(i, ReferencePolicy.name) for i, p in slow if p.split == "pool"]
     once = {stage_key(imagine_key(config, config.estimators[i], a)): (i, a) for i, a in [(i, a) for i, p in slow for a in judged(config, p)] + shared}
+    asked = [(a,) for a in (ReferencePolicy.name, *config.collect.targets)]
     out = {"world models": [(p.fit, -1) for _, p in parts if p.fit] + held, "readout gates": [(i,) for i, p in parts if p.readout != "logged"],
            "adapters": [(p.adapter, p.fit, a) for _, p in parts if p.adapter for a in judged(config, p)], "imagination": once.values(), "self-checks": [(False,), (True,)],
-           **{stage: [(a,) for a in (ReferencePolicy.name, *config.collect.targets)] if config.classical else [] for stage in ("probes", "classical estimators")}}
+           "probes": asked + [(a,) for a in loggers(config)] if config.classical else [], "classical estimators": asked if config.classical else []}
     return {stage: list(dict.fromkeys(jobs)) for stage, jobs in out.items()}
 
 def evaluate(
@@ -703,6 +721,22 @@ class Checked(Results):
         lines = {(a, agent): json.loads((adapter_stage(freeze(self.config), a, f, agent) / "report.json").read_text()) for a, f, agent in used}
         return pd.DataFrame(lines).T.rename_axis(["adapter", "agent"]) if lines else nothing("no estimator of this cell reads soft tokens")
 
+# %% ../nbs/52_evaluation.ipynb #2b39f28c
+def training_spread(
+    value: np.ndarray,   # (fits, policies)
+    half: np.ndarray,    # (fits, policies) half widths of their intervals
+    truth: np.ndarray,   # (policies,)
+    level: float = 0.9,
+) -> dict:
+    "What the seed of a training does to values and intervals: errors of each fit, the spread between fits, and coverage with and without it."
+    from adwm.metrics import mae
+    from statistics import NormalDist
+    spread = float(np.sqrt(value.var(0, ddof=1).mean()))
+    wide, errors = np.hypot(half, NormalDist().inv_cdf((1 + level) / 2) * spread), [mae(truth, v) for v in value]
+    covers = lambda h: float((np.abs(value - truth) <= h).mean())
+    return {"fits": len(value), "policies": len(truth), "MAE": float(np.mean(errors)), "lowest": min(errors), "highest": max(errors), "MAE of the mean": mae(truth, value.mean(0)),
+            "sd of a training": spread, "half width": float(half.mean()), "with training": float(wide.mean()), "coverage": covers(half), "coverage with training": covers(wide)}
+
 # %% ../nbs/52_evaluation.ipynb #49080e5a
 class Compared(Checked):
     "A finished run's estimates, errors, ranks and paired differences as tables."
@@ -747,6 +781,18 @@ class Compared(Checked):
         if against not in [f"{p.setting}/{p.name}" for p in self.config.estimators]: return nothing(f"this cell has no {against}")
         own = [f"{p.setting}/{p.name}" for p in self.config.estimators if p.kind == "adwm" and p.setting == "ours" and p.split == "pool" and not p.pool]
         return pd.DataFrame([self.paired(name, against) for name in own]).set_index(["first", "second"])
+
+    def trainings(self) -> pd.DataFrame:
+        "Estimators that stand on several fits which differ in their seed alone: what another training changes."
+        alike = lambda p: stage_key({k: v for k, v in dataclasses.asdict(p).items() if k not in ("name", "fit")} | {k: v for k, v in dataclasses.asdict(self.config.fits[p.fit]).items() if k != "seed"})
+        groups, out = {}, {}
+        for p in self.config.estimators:
+            if p.kind == "adwm": groups.setdefault(alike(p), []).append(p)
+        for parts in (g for g in groups.values() if len(g) > 1):
+            both = pd.concat({p.name: self.table(p.setting, p.name) for p in parts}, axis=1).dropna(subset=[(p.name, c) for p in parts for c in ("value", "truth")])
+            column = lambda c: np.stack([both[p.name, c].to_numpy() for p in parts])
+            if len(both): out[parts[0].setting, parts[0].name] = training_spread(column("value"), (column("upper") - column("lower")) / 2, column("truth")[0], self.config.level)
+        return pd.DataFrame(out).T.rename_axis(["setting", "estimator"]) if out else nothing("no estimator of this cell stands on several fits that differ in their seed alone")
 
     def post_training(self) -> pd.DataFrame:
         "Post-trained agents against their parent trained on by plain imitation (a recipe of the kind `more`): measured values at epsilon 0, paired over tasks."
@@ -877,7 +923,7 @@ class Classical(Judged):
         lines = policy_lines(rows)
         kinds = lines.assign(kind=lines["status"].str.split(":").str[0]).groupby(["setting", "estimator", "kind"], sort=False).size().unstack(fill_value=0)
         curves = {k: curve_rho(g) for k, g in lines.groupby(["setting", "estimator"], sort=False)}
-        out = summary_table(rows, pool_mean=self.pool_value())[["rho eps=0", "p eps=0", "rho eps=0.25", "MAE", "MAE eps=0", "coverage"]]
+        out = summary_table(rows, pool_mean=self.pool_value()).reindex(columns=["rho eps=0", "p eps=0", "rho eps=0.25", "MAE", "MAE eps=0", "coverage"])
         out.insert(0, "rho over eps", pd.Series(curves).rename_axis(["setting", "estimator"]))
         return out.join(kinds[[k for k in ("estimated", "unreliable", "cannot be estimated") if k in kinds]])
 
@@ -888,7 +934,8 @@ class Classical(Judged):
         out = {}
         for seed, some in rows.groupby("seed"):
             out |= {("rho over eps", seed): pd.Series({k: curve_rho(g) for k, g in policy_lines(some).groupby(["setting", "estimator"], sort=False)})}
-            out |= {(c, seed): summary_table(some, pool_mean=self.pool_value())[c] for c in ("rho eps=0", "MAE")}
+            table = summary_table(some, pool_mean=self.pool_value()).reindex(columns=["rho eps=0", "MAE"])   # neither column is there where all is refused
+            out |= {(c, seed): table[c] for c in table}
         return pd.DataFrame(out).reindex(columns=["rho over eps", "rho eps=0", "MAE"], level=0).rename_axis(["setting", "estimator"])
 
     def curve_table(self, policy: str = "") -> pd.DataFrame:
@@ -964,6 +1011,7 @@ class Evaluation(Classical):
         folder = Path(folder) if folder else label_folder(self.config)
         atomic_write(folder / "rows.csv", self.rows.round(6).to_csv(index=False, lineterminator="\n"))
         atomic_write(folder / "summary.csv", self.summary().round(6).to_csv(lineterminator="\n"))
+        if "fits" in self.trainings(): atomic_write(folder / "trainings.csv", self.trainings().round(6).to_csv(lineterminator="\n"))
         atomic_write(folder / "timings.csv", self.timings().to_csv(lineterminator="\n"))
         save_figure(self.figure(), folder / "estimates.png")
         return folder

@@ -151,6 +151,45 @@ def test_where_every_end_pays_the_same_the_bias_decides():
     assert not settled(poor)["passed"] and settled(poor)["reasons"] == ["R^2"], "a gate that can be asked is left as it is"
 
 
+@pytest.mark.parametrize("classical", [True, False])
+def test_a_run_whose_estimates_are_all_refused_finishes_and_saves(run, tmp_path, monkeypatch, classical):
+    from adwm import evaluation
+    monkeypatch.setattr(evaluation, "status_of", lambda part, report: "refused: the readout knows nothing")
+    config = run.config if classical else dataclasses.replace(run.config, classical=None)
+    bare = evaluation.Evaluation(config, run.data, {})
+    mine = bare.rows[bare.rows["setting"].isin(["ours", "paper", "baseline"])]
+    assert len(mine) and mine["value"].isna().all()
+    assert any("knows nothing" in t.get_text() for a in bare.figure().axes for t in a.texts)
+    assert len(bare.per_seed()) == (len(run.per_seed()) if classical else 0) or bare.per_seed()["rho over eps"].isna().all().all()
+    assert bare.aims()["reached"].iloc[0] == "no: refused: the readout knows nothing" and len(bare.paper_line()) and "TASK" in bare.transcript(bare.best_agent(), k=1)
+    folder = bare.save(tmp_path / "out")
+    assert len(pd.read_csv(folder / "rows.csv")) == len(bare.rows) and (folder / "estimates.png").is_file() and (folder / "summary.csv").is_file()
+
+
+def test_the_spread_of_trainings_needs_fits_that_differ_in_their_seed_alone(run):
+    from adwm.evaluation import Compared
+    from types import SimpleNamespace
+    part, fit = run.config.estimators[0], run.config.fits["ours"]
+    parts = tuple(dataclasses.replace(part, name=f"fit {i}", fit=f"f{i}") for i in range(3))
+    def cell(**changes):
+        fits = {f"f{i}": dataclasses.replace(fit, seed=i, **(changes if i == 2 else {})) for i in range(3)}
+        index = pd.MultiIndex.from_product([["a", "b"], [0.0]], names=["policy", "epsilon"])
+        table = lambda setting, name: pd.DataFrame(dict(value=.5 + .1 * int(name[-1]), lower=.4, upper=.6, truth=.5), index=index)
+        return Compared.trainings(SimpleNamespace(config=SimpleNamespace(estimators=parts, fits=fits, level=.9), table=table))
+    line = cell().loc[(part.setting, "fit 0")]
+    assert line["fits"] == 3 and np.isclose(line["sd of a training"], .1) and np.isclose(line["MAE"], .1) and np.isclose(line["highest"], .2)
+    assert cell(train={"joint": 5}).loc[(part.setting, "fit 0"), "fits"] == 2, "another budget is another model"
+    assert "differ in their seed alone" in run.trainings().iloc[0, 0]
+
+
+def test_a_pool_holds_nobodys_episodes_in_silence(run):
+    from adwm.evaluation import check_loggers
+    pool = run.data.pool
+    check_loggers(run.config, pool)
+    with pytest.raises(UserError, match=r"\['stranger'\] logged episodes .* take their episodes out"): check_loggers(run.config, [dataclasses.replace(pool[0], policy="stranger"), *pool[1:]])
+    with pytest.raises(UserError, match="would be judged by it"): check_loggers(run.config, [dataclasses.replace(pool[0], policy="c-iter0"), *pool[1:]])
+
+
 def test_post_training_is_held_against_plain_imitation(run):
     from types import SimpleNamespace
     from adwm.evaluation import Compared
