@@ -4,13 +4,16 @@ from decimal import Decimal, getcontext
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from adwm.core import UserError, key_rng
+from adwm.policies import mixture_log_prob
 from adwm.tabular import (Sample, TabularAgent, TabularDomain, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value)
-from adwm.weights import (ESTIMATED, FORMS, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, action_span, agent_probe, exact_probe, fit_behavior, hill, is_terms,
-                          kish_ess, largest_share, mix_probes, normalised, pdis_terms, probe_from_agent, read_probe, reference_probe, resolved, spread_draws, stack, stepwis_terms,
-                          t_quantile, thin, wis_terms, write_probe)
+from adwm.weights import (ESTIMATED, FORMS, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, action_span, add_terms, agent_probe, exact_probe, fit_behavior, hill, is_terms,
+                          kish_ess, largest_share, logger_log_probs, mix_probes, mixture_behavior, normalised, pdis_terms, probe_from_agent, read_probe, reference_probe, resolved, scaled, spread_draws, stack, stepwis_terms,
+                          t_quantile, thin, weight_notes, WeightRule, wis_terms, write_probe)
 
 getcontext().prec = 60
 
@@ -79,19 +82,41 @@ def test_plain_loops_in_the_notation_of_cobs(discount):
 
 
 def sixty_digits(logs, form):
+    "Mean and standard error of an estimator's terms, and the size of what is summed, which is what rounding is relative to."
     D = lambda a: [[Decimal(float(x)) for x in row] for row in a]
     W, R = [[x.exp() for x in row] for row in D(logs.logw)], D(logs.reward)
     n, T, G = len(W), len(W[0]), [sum(r) for r in D(logs.reward)]
-    if form == "IS": x = [w[-1] * g for w, g in zip(W, G)]
-    elif form == "PDIS": x = [sum(a * b for a, b in zip(w, r)) for w, r in zip(W, R)]
+    if form in ("IS", "PDIS"):
+        cut = [[w[-1]] * T if form == "IS" else w for w in W]
+        x, size = [sum(a * b for a, b in zip(w, r)) for w, r in zip(cut, R)], sum(a * abs(b) for w, r in zip(cut, R) for a, b in zip(w, r)) / n
     else:
-        x = [Decimal(0)] * n
+        x, size = [Decimal(0)] * n, Decimal(0)
         for t, xs in [(T - 1, G)] if form == "WIS" else [(t, [r[t] for r in R]) for t in range(T)]:
-            total = sum(w[t] for w in W)
-            v = sum(w[t] * y for w, y in zip(W, xs)) / total
-            x = [a + v + n * w[t] / total * (y - v) for a, w, y in zip(x, W, xs)]
+            here = [w[t] if form != "step-WIS (zero)" or alive else Decimal(0) for w, alive in zip(W, logs.alive[:, t])]
+            if not (total := sum(here)): continue
+            v = sum(w * y for w, y in zip(here, xs)) / total
+            x = [a + v + n * w / total * (y - v) for a, w, y in zip(x, here, xs)]
+            size += sum(w * (sum(map(abs, r)) if form == "WIS" else abs(r[t])) for w, r in zip(here, R)) / total
     m = sum(x) / n
-    return m, (sum((a - m) ** 2 for a in x) / (n - 1) / n).sqrt()
+    return m, (sum((a - m) ** 2 for a in x) / (n - 1) / n).sqrt(), size
+
+
+def estimated(form, logs):
+    return Weighted(form.split(" ")[0], after_end="zero" if "zero" in form else "hold").from_logs(logs)
+
+
+def agree(form, logs):
+    "Value and bounds against sixty digits, or the sentence where a double cannot hold them."
+    n = len(logs.logw)
+    e, (m, se, size) = estimated(form, logs), sixty_digits(logs, form)
+    half = Decimal(t_quantile(0.95, n - 1)) * se
+    scale = max(abs(m), half)
+    if scale > Decimal("1e308"): assert e.status == IMPOSSIBLE and "beyond a double" in e.reason
+    elif 0 < scale < Decimal("1e-300"): assert e.status == IMPOSSIBLE or abs(e.value) <= 1e-300
+    elif scale < Decimal("1e307"):
+        for mine, sure in ((e.value, m), (e.interval[0], m - half), (e.interval[1], m + half)):
+            assert np.isfinite(mine) and abs(Decimal(float(mine)) - sure) <= Decimal("1e-8") * scale + Decimal("1e-11") * size, (form, mine, sure)
+    return e
 
 
 @pytest.mark.parametrize("form", list(FORMS))
@@ -101,12 +126,44 @@ def test_finite_and_correct_at_500_nats(form, kind):
     totals = {"mixed": rng.uniform(-500, 500, 30), "all low": -500 + rng.normal(size=30), "all high": 500 - rng.exponential(size=30),
               "one giant": np.r_[500.0, np.full(29, -500.0)]}[kind]
     ratio = rng.dirichlet(np.ones(6), 30) * totals[:, None]
-    logs = Logs(ratio.cumsum(1), rng.uniform(0, 1, (30, 6)), np.ones((30, 6), bool))
-    e, (m, se) = Weighted(form).from_logs(logs), sixty_digits(logs, form)
-    half = Decimal(t_quantile(0.95, 29)) * se
-    for mine, sure in ((e.value, m), (e.interval[0], m - half), (e.interval[1], m + half)):
-        assert np.isfinite(mine) and abs(Decimal(float(mine)) - sure) <= Decimal("1e-8") * max(abs(sure), abs(m), half)
-    if kind != "all high": assert e.status == UNRELIABLE or kind == "all low"
+    assert agree(form, Logs(ratio.cumsum(1), rng.uniform(0, 1, (30, 6)), np.ones((30, 6), bool))).status == UNRELIABLE
+
+
+@st.composite
+def hard_logs(pick):
+    "Log-ratios spread over 0 to 1,000 nats; rewards that are nothing, tiny, negative or mixed; episodes of different lengths."
+    n, T, spread = pick(st.integers(2, 9)), pick(st.integers(1, 3)), pick(st.sampled_from([0.0, 1.0, 30.0, 300.0, 500.0]))
+    kinds = pick(st.sampled_from([(0.0, 1.0), (0.0, 1e-5), (0.0, 1e-300), (1.0, -1.0, 0.0), (-0.3, 0.0), (1e-300, 1e-5, 1.0, 0.0, -2.5), (0.0,)]))
+    total = np.array(pick(st.lists(st.floats(-spread, spread), min_size=n, max_size=n)))
+    reward = np.array(pick(st.lists(st.sampled_from(kinds), min_size=n * T, max_size=n * T))).reshape(n, T)
+    alive = np.arange(T) < np.array(pick(st.lists(st.integers(1, T), min_size=n, max_size=n)))[:, None]
+    part = np.array(pick(st.lists(st.floats(0.05, 1.0), min_size=n * T, max_size=n * T))).reshape(n, T) * alive
+    return Logs((part / part.sum(1, keepdims=True) * total[:, None]).cumsum(1), reward * alive, alive)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(logs=hard_logs())
+def test_value_and_interval_to_1e_8_at_any_scale(logs):
+    for form in (*FORMS, "step-WIS (zero)"): agree(form, logs)
+
+
+@pytest.mark.parametrize("top", [50.0, 100.0, 380.0, 709.0, 760.0, 1000.0])
+def test_the_heaviest_trajectory_may_earn_nothing(top):
+    logs = Logs(np.r_[top, np.zeros(29)][:, None], np.r_[0.0, np.ones(9), np.zeros(20)][:, None], np.ones((30, 1), bool))
+    for form in ("IS", "PDIS"):
+        e = Weighted(form).from_logs(logs)
+        assert e.value == pytest.approx(0.3, rel=1e-12) and e.interval[1] - e.interval[0] == pytest.approx(0.29, abs=0.005)
+        assert agree(form, replace(logs, reward=1e-5 * logs.reward)).status == UNRELIABLE
+        assert agree(form, replace(logs, reward=0.0 * logs.reward)).value == 0
+
+
+def test_terms_add_on_the_larger_scale():
+    a, b = scaled(np.array([-900.0, -901.0]), np.ones(2)), scaled(np.zeros(2), np.array([0.0, 2.0]))
+    for x, y in ((a, b), (b, a)):
+        terms, shift = add_terms(x, y)
+        assert np.allclose(terms * np.exp(shift), [0, 2], atol=1e-12)
+    nothing = scaled(np.zeros(2), np.zeros(2))
+    assert add_terms(a, nothing)[1] == a[1] == add_terms(nothing, a)[1] and not add_terms(nothing, nothing)[0].any()
 
 
 def test_wis_converges_and_equal_policies_give_the_mean_return():
@@ -238,7 +295,7 @@ def test_behavior_fitted_before_is_used_as_it_is(world):
     p, b, e, pool = world
     probe, domain = exact_probe(p, e, pool), TabularDomain()
     before = tuple(fit_behavior(pool, domain))
-    assert Weighted("WIS", "estimated", fitted=before).estimate(pool, probe).value == Weighted("WIS", "estimated", domain=domain).estimate(pool, probe).value
+    assert Weighted("WIS", "estimated", denominator=before).estimate(pool, probe).value == Weighted("WIS", "estimated", domain=domain).estimate(pool, probe).value
 
 
 def test_a_probe_survives_being_written(world, tmp_path):
@@ -273,3 +330,167 @@ def test_resolved_coverage_forgives_word_order_and_line_numbers():
     page = lambda a, b: f"Back to Search [SEP] Page 1 (Total results: 2) [SEP] Next > [SEP] {a} [SEP] {b}"
     one, two = "B000000001 [SEP] red shirt [SEP] $10.0", "B000000002 [SEP] blue mug [SEP] $5.0"
     assert key(page(one, two), "click[b000000001]") == key(page(two, one), "click[b000000001]") != key(page(one, two), "click[b000000002]")
+
+
+def plain_logs(logw, reward=None, task=None):
+    logw = np.asarray(logw, float)[:, None]
+    return Logs(logw, np.ones(logw.shape) if reward is None else np.asarray(reward, float)[:, None], np.ones(logw.shape, bool), task)
+
+
+def test_a_mean_weight_far_from_one_is_said_whatever_the_form():
+    rng = key_rng(0, "mean weight")
+    small = plain_logs(-50 + 0.3 * rng.normal(size=200))
+    missing = plain_logs(np.where(rng.random(400) < 0.13, 0.0, -np.inf))
+    for form in FORMS:
+        for logs, word in ((small, "most"), (missing, "most"), (plain_logs(np.where(rng.random(400) < 0.75, 0.0, -np.inf)), "part")):
+            e = Weighted(form).from_logs(logs)
+            assert e.status == UNRELIABLE and "where 1 is expected" in e.reason and f"{word} of what the target does was never logged" in e.reason, (form, e)
+        assert "do not belong together" in Weighted(form).from_logs(plain_logs(2 + 0.3 * rng.normal(size=200))).reason
+        assert Weighted(form).from_logs(plain_logs(0.3 * rng.normal(size=200) - 0.045)).status == ESTIMATED
+    assert Weighted("IS").from_logs(small).notes["log_mean_weight"] == pytest.approx(-50 + 0.045, abs=0.1)
+
+
+def test_the_error_of_the_mean_weight_is_clustered_by_task():
+    logw, task = np.repeat(np.log([0.5, 1.5, 0.8, 1.2]), 25), np.repeat(np.arange(4), 25)
+    alone, together = weight_notes(plain_logs(logw)), weight_notes(plain_logs(logw, task=task))
+    assert alone["mean_weight"] == pytest.approx(1.0) == together["mean_weight"]
+    assert together["mean_weight_se"] == pytest.approx(stats.sem([0.5, 1.5, 0.8, 1.2])) and together["mean_weight_se"] > 4 * alone["mean_weight_se"]
+
+
+def test_every_limit_of_the_rule_decides_at_its_place():
+    rule, fine = WeightRule(), dict(ess=500.0, share=0.01, tail=5.0, mean_weight=1.0, mean_weight_se=0.05, log_mean_weight=0.0)
+    at = lambda **change: bool(rule.reason(**fine | change))
+    assert not at()
+    assert at(ess=19.9) and not at(ess=20.1)
+    assert at(share=0.21) and not at(share=0.19)
+    assert at(tail=1.99) and not at(tail=2.01) and not at(tail=np.nan) and not at(tail=np.inf)
+    assert at(mean_weight=1 - 0.051, mean_weight_se=0.0) and not at(mean_weight=1 - 0.049, mean_weight_se=0.0)
+    z = rule.max_errors
+    assert at(mean_weight=1 - (z + 0.1) * 0.1, mean_weight_se=0.1) and not at(mean_weight=1 - (z - 0.1) * 0.1, mean_weight_se=0.1)
+    assert at(mean_weight=0.49, mean_weight_se=9.0) and not at(mean_weight=0.51, mean_weight_se=9.0), "a wide error excuses nothing beyond the largest gap"
+
+
+def test_the_interval_has_tasks_as_clusters_and_their_number_as_freedom():
+    x, task = np.repeat([0.0, 1.0, 2.0, 3.0, 5.0], 20), np.repeat(np.arange(5), 20)
+    e = Weighted("IS").from_logs(plain_logs(np.zeros(100), x, task))
+    half = stats.t.ppf(0.95, 4) * stats.sem([0.0, 1.0, 2.0, 3.0, 5.0])
+    assert e.value == pytest.approx(2.2) and e.interval == pytest.approx((2.2 - half, 2.2 + half))
+
+
+@pytest.mark.parametrize("k", [5, 40])
+def test_hill_is_the_mean_excess_over_the_next_largest(k):
+    x = np.sort(np.log(key_rng(0, "hill").pareto(1.5, 400) + 1))[::-1]
+    assert hill(key_rng(1, "order").permutation(x), k) == pytest.approx(k / sum(x[i] - x[k] for i in range(k)), rel=1e-12)
+    assert hill(x) == pytest.approx(hill(x, 40), rel=1e-12)
+
+
+def test_coverage_of_a_mixture_is_the_mixture_of_coverages(world):
+    p, b, e, pool = world
+    seen, never = exact_probe(p, e, pool), reference_probe(TabularDomain(), pool)
+    never = replace(never, actions=tuple(tuple(tuple("move 99" for _ in a) for a in row) for row in never.actions))
+    full = action_coverage(pool, seen)
+    assert full > 0.9 and action_coverage(pool, never) == 0
+    for eps in (0.1, 0.8): assert action_coverage(pool, mix_probes(seen, never, eps)) == pytest.approx((1 - eps) * full)
+
+
+def test_an_agent_is_told_what_was_really_done(world):
+    p, b, e, pool = world
+
+    class Echo:
+        "Answers what it was last told, as an agent with a memory would."
+        name, has_log_prob = "echo", False
+        def session(self, tasks): self.told = {}; return self
+        def act(self, rows, states, rngs): return [self.told.get(i, "first") for i in rows]
+        def took(self, rows, states, actions): self.told.update(zip(rows, actions))
+    probe = agent_probe(Echo(), pool[:20], m=2)
+    for episode, row in zip(pool, probe.actions):
+        assert row == tuple((a, a) for a in ("first", *[t.action for t in episode.turns[:-1]]))
+
+
+def test_a_fitted_behavior_starts_from_the_reference(world):
+    p, b, e, _ = world
+
+    class Skewed(TabularDomain):
+        "A reference that prefers the first choice; features cannot tell choices apart, so only the offset can."
+        def template(self, action, obs): return "move", ""
+        def reference(self, task, obs, choices):
+            probs = np.r_[4.0, np.ones(len(choices) - 1)]
+            return replace(super().reference(task, obs, choices), probs=probs / probs.sum())
+    first = tuple(np.where(np.arange(x.shape[1]) == 0, 4.0, 1.0) * x for x in p.legal)
+    policy = tuple(x / x.sum(-1, keepdims=True) for x in first)
+    pool = to_episodes(p, draw(p, policy, 200, key_rng(4, "pool")), policy)
+    gap = np.concatenate(fit_behavior(pool, Skewed())) - np.concatenate([[t.logp for t in x.turns] for x in pool])
+    assert np.abs(gap).mean() < 0.05
+
+
+def every_trajectory(process, loggers, copies):
+    "A pool that holds every trajectory of every logger, its probability under that logger, and the loggers' log-probabilities."
+    pool, prob = [], []
+    for (name, epsilon), b in loggers.items():
+        p, s = everything(process, b)
+        keep = p > 0
+        s = Sample(*(x[keep] for x in (s.node, s.action, s.outcome, s.reward, s.alive)))
+        pool += copies[name] * to_episodes(process, s, b, name, epsilon=epsilon)
+        prob += copies[name] * list(p[keep])
+    with np.errstate(divide="ignore"): under = {who: list(exact_probe(process, b, pool).logp) for who, b in loggers.items()}
+    return pool, np.array(prob), under
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mixture_of_loggers_is_unbiased_where_no_logger_alone_is(seed):
+    p = random_process(seed, dense=True, vary_length=True)
+    e, one, two = (random_policy(p, 10 * seed + k, 2.0) for k in range(3))
+    first = np.arange(p.n_actions) == 0
+    drop = lambda policy, no: tuple(x / x.sum(-1, keepdims=True) for x in (np.where(no(i), 0.0, x) for i, x in enumerate(policy)))
+    loggers = {("one", 0.0): drop(one, lambda t: first & (t == 0)), ("two", 0.3): drop(two, lambda t: ~first & (t == 0))}
+    pool, prob, under = every_trajectory(p, loggers, dict(one=3, two=1))
+    probe, below = exact_probe(p, e, pool), mixture_behavior(pool, under)
+    for form in (is_terms, pdis_terms):
+        x, shift = form(stack(pool, probe, below))
+        per_logger, s = form(stack(pool, probe))
+        assert abs(expected(pool, prob, np.exp(shift) * x) - value(p, e)) < 1e-12
+        assert abs(expected(pool, prob, np.exp(s) * per_logger) - value(p, e)) > 0.05
+    assert abs(expected(pool, prob, np.exp(stack(pool, probe, below).logw[:, -1])) - 1) < 1e-12
+    known, mixed = Weighted("IS"), Weighted("IS", "mixture", denominator=tuple(below))
+    assert mixed.name == "IS, mixture of loggers" and known.name == "IS"
+    assert mixed.estimate(pool, probe).value != known.estimate(pool, probe).value
+    half = [i for i, x in enumerate(pool) if x.policy == "two"]
+    alone = mixture_behavior([pool[i] for i in half], {k: [v[i] for i in half] for k, v in under.items()})
+    assert all(np.allclose(x, under["two", 0.3][i], atol=1e-12) for x, i in zip(alone, half)), "a part of a pool has its own shares"
+
+
+def expected(pool, prob, x):
+    "Expectation of the mean of x when every logger's episodes are drawn from its own law."
+    owner, total = np.array([e.policy for e in pool]), 0.0
+    for name in set(owner):
+        mine = owner == name
+        total += mine.mean() * (prob[mine] @ x[mine]) / prob[mine].sum()
+    return total
+
+
+def test_loggers_are_put_together_from_probes_and_checked_against_what_they_wrote(world):
+    p, b, e, _ = world
+    u = uniform_policy(p)
+    laws = {("one", 0.0): b, ("one", 0.5): mix(b, 0.5, u), ("two", 0.25): mix(e, 0.25, u), ("reference", 1.0): u}
+    pool = [x for (name, eps), law in laws.items() for x in to_episodes(p, draw(p, law, 30, key_rng(0, name, eps)), law, name, epsilon=eps)]
+    probes = dict(one=exact_probe(p, b, pool), two=exact_probe(p, e, pool), reference=reference_probe(TabularDomain(), pool))
+    found = logger_log_probs(pool, probes)
+    assert set(found) == set(laws)
+    for who, law in laws.items(): assert all(np.allclose(x, y, atol=1e-12) for x, y in zip(found[who], exact_probe(p, law, pool).logp))
+    blank = replace(probes["two"], logp=None)
+    for given, word in ((dict(probes, two=probes["one"]), "another agent"), (dict(probes, two=blank), "no log-probability"), ({"one": probes["one"], "reference": probes["reference"]}, "no probe of two")):
+        with pytest.raises(UserError, match=word): logger_log_probs(pool, given)
+    for given, word in (({k: v for k, v in found.items() if k[0] != "two"}, "not given"), (dict(found, extra=[]) | {("two", 0.25): found["two", 0.25][:3]}, "one array per episode"),
+                        ({k: [np.full(len(x), -np.inf) for x in v] for k, v in found.items()}, "none of the loggers")):
+        with pytest.raises(UserError, match=word): mixture_behavior(pool, given)
+    with pytest.raises(UserError, match="must be given"): Weighted("IS", "mixture")
+    assert sum(map(len, mixture_behavior(pool, found))) == sum(len(x.turns) for x in pool)
+
+
+def test_an_episode_without_a_turn_is_named(world):
+    p, b, e, pool = world
+    probe = exact_probe(p, e, pool)
+    none = [*pool[:3], replace(pool[3], turns=()), *pool[4:]]
+    cut = replace(probe, **{k: tuple(r[:0] if i == 3 else r for i, r in enumerate(getattr(probe, k))) for k in ("logp", "actions", "weights")})
+    for call in (lambda: stack(none, cut), lambda: Weighted("IS").estimate(none, cut), lambda: mixture_behavior(none, {("behavior", 0.0): list(cut.logp)})):
+        with pytest.raises(UserError, match="episode 3 holds no turn"): call()
