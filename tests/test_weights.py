@@ -157,6 +157,11 @@ def test_the_heaviest_trajectory_may_earn_nothing(top):
         assert agree(form, replace(logs, reward=0.0 * logs.reward)).value == 0
 
 
+def test_a_value_may_be_a_double_where_its_largest_term_is_none():
+    e = Weighted("IS").from_logs(plain_logs(np.r_[714.0, np.zeros(4999)]))
+    assert e.value == pytest.approx(np.exp(714 - np.log(5000)), rel=1e-9) and np.isfinite(e.interval[1])
+
+
 def test_terms_add_on_the_larger_scale():
     a, b = scaled(np.array([-900.0, -901.0]), np.ones(2)), scaled(np.zeros(2), np.array([0.0, 2.0]))
     for x, y in ((a, b), (b, a)):
