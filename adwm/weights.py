@@ -447,7 +447,7 @@ class WeightRule:
     min_ess: float = 20.0    # fewer effective trajectories: unreliable
     max_share: float = 0.2   # one trajectory holds more: unreliable
     min_tail: float = 2.0    # heavier tail: infinite variance, unreliable
-    max_errors: float = 3.0  # mean weight further from 1 in standard errors: unreliable ...
+    max_errors: float = 2.0  # mean weight further from 1 in standard errors: unreliable ...
     forgiven: float = 0.05   # ... unless it is as close as this
     max_gap: float = 0.5     # mean weight further from 1 whatever its error: unreliable
 
