@@ -28,7 +28,7 @@ def logs(p, target, loggers, n, sets, key):
     "Pools as arrays: {how they are weighed: [Logs, ...]}; every logger has the same share of each pool."
     k = n // len(loggers)
     drawn = [draw(p, b, k * sets, key_rng(*key, j)) for j, b in enumerate(loggers)]
-    with np.errstate(divide="ignore"): score = lambda s, policy: s.look_up(tuple(np.log(x) for x in policy)).cumsum(1)
+    score = lambda s, policy: s.look_up(tuple(np.log(np.maximum(x, 1e-300)) for x in policy)).cumsum(1)
     top, below = [score(s, target) for s in drawn], [[score(s, b) for b in loggers] for s in drawn]
     kinds = {"own logger": [t - lp[j] for j, (t, lp) in enumerate(zip(top, below))]}
     if len(loggers) > 1: kinds["mixture"] = [t - np.logaddexp.reduce(lp) + np.log(len(loggers)) for t, lp in zip(top, below)]
