@@ -545,7 +545,10 @@ class Weighted:
         if not np.isfinite(logs.logw[:, -1]).any(): return impossible("the target never acts as the pool did: no logged trajectory is possible under it")
         notes = weight_notes(logs)
         terms = FORMS[self.form](logs, self.discount, *([self.after_end] if self.form == "step-WIS" else []))
-        return conclude(*terms, logs.task, self.rule.reason(**notes), self.level, notes)
+        reason = self.rule.reason(**notes)
+        if self.form == "step-WIS" and self.after_end == "zero" and not logs.alive.all():
+            reason = reason or "late rewards are averaged over the episodes that last so long: this is not the value of the process"
+        return conclude(*terms, logs.task, reason, self.level, notes)
 
 # %% ../nbs/40_weights.ipynb #45ecc4db
 def action_features(

@@ -499,3 +499,12 @@ def test_an_episode_without_a_turn_is_named(world):
     cut = replace(probe, **{k: tuple(r[:0] if i == 3 else r for i, r in enumerate(getattr(probe, k))) for k in ("logp", "actions", "weights")})
     for call in (lambda: stack(none, cut), lambda: Weighted("IS").estimate(none, cut), lambda: mixture_behavior(none, {("behavior", 0.0): list(cut.logp)})):
         with pytest.raises(UserError, match="episode 3 holds no turn"): call()
+
+
+def test_dropping_ended_episodes_is_never_called_an_estimate_of_the_value():
+    logs = random_logs(400, spread=0.1)
+    assert Weighted("step-WIS").from_logs(logs).status == ESTIMATED
+    e = Weighted("step-WIS", after_end="zero").from_logs(logs)
+    assert e.status == UNRELIABLE and "not the value of the process" in e.reason
+    full = replace(logs, alive=np.ones_like(logs.alive))
+    assert Weighted("step-WIS", after_end="zero").from_logs(full).status == ESTIMATED

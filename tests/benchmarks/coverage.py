@@ -80,7 +80,7 @@ def table(rows, by):
 if __name__ == "__main__":
     first, processes, sets, fitted_sets = (int(a) for a in (sys.argv[1:] + ["0", "20", "4", "0"][len(sys.argv) - 1:]))
     rows = study(first, processes, sets, fitted_sets)
-    with pd.option_context("display.width", 200):
+    with pd.option_context("display.width", 200, "display.max_columns", None, "display.max_rows", None):
         for what, some in rows.groupby("pools"):
             print(f"processes {first}-{first + processes - 1}, pools as {what}\n{table(some, ['estimator'])}\n")
             for by in ("kind", "n", "close"): print(table(some[some.estimator.isin(FORMS)], [by]), "\n")
