@@ -76,7 +76,8 @@ class Probe:
             raise UserError(f"the probe of {self.policy} answers at {len(self.actions[i])} of the {lengths[i]} turns of episode {i}: probe this pool")
         if not self.logp: return
         if list(map(len, self.logp)) != lengths:
-            if len(self.logp) != len(pool): raise UserError(f"the probe of {self.policy} has log-probabilities of {len(self.logp)} episodes and the pool has {len(pool)}: probe this pool")
+            if len(self.logp) != len(pool):
+                raise UserError(f"the probe of {self.policy} has log-probabilities of {len(self.logp)} episodes, the pool has {len(pool)}: probe this pool")
             i = differs(self.logp)
             raise UserError(f"the probe of {self.policy} has {len(self.logp[i])} log-probabilities for the {lengths[i]} turns of episode {i}: they must match the actions")
         bad = ~(np.concatenate(self.logp) <= 1e-6)    # a NaN is not below anything
@@ -280,7 +281,9 @@ def flat_behavior(
     where = lambda bad: int(np.repeat(np.arange(len(pool)), lengths)[bad])
     if behavior is None:
         flat = [t.logp for e in pool for t in e.turns]
-        if None in flat: raise UserError(f"episode {where(flat.index(None))} was logged without behavior log-probabilities: estimate them with fit_behavior or use an estimator without weights")
+        if None in flat:
+            raise UserError(f"episode {where(flat.index(None))} was logged without behavior log-probabilities: estimate them with fit_behavior "
+                            "or use an estimator without weights")
     else:
         if len(behavior) != len(pool): raise UserError(f"there are behavior log-probabilities of {len(behavior)} episodes and the pool has {len(pool)}")
         wrong = next((i for i, (lp, k) in enumerate(zip(behavior, lengths)) if len(lp) != k), None)
@@ -499,7 +502,8 @@ BEHAVIORS = {"known": "", "estimated": ", fitted behavior", "mixture": ", mixtur
 def check_behavior(estimator) -> None:
     "Raise UserError unless it is clear what an estimator divides by."
     if estimator.behavior not in BEHAVIORS: raise UserError(f"behavior is '{estimator.behavior}': it must be one of {', '.join(BEHAVIORS)}")
-    if estimator.behavior == "mixture" and estimator.denominator is None: raise UserError("a mixture of loggers as the denominator must be given: pass denominator=tuple(mixture_behavior(pool, loggers))")
+    if estimator.behavior == "mixture" and estimator.denominator is None:
+        raise UserError("a mixture of loggers must be given: pass denominator=tuple(mixture_behavior(pool, loggers))")
 
 def behavior_of(estimator, pool: list[Episode], seed: int = 0):  # per episode (T,), or None: as logged
     "The behavior log-probabilities that an estimator asks for: as logged, computed before, or fitted now."
@@ -633,8 +637,10 @@ def mixture_behavior(
     "The denominator of the balance heuristic: all loggers of a pool together, by their shares of its episodes."
     lengths, share = turn_counts(pool), Counter((e.policy, e.epsilon) for e in pool)
     for who in share:
-        if who not in loggers: raise UserError(f"{who[0]} at epsilon {who[1]:g} logged part of this pool and its log-probabilities are not given: see logger_log_probs")
-        if list(map(len, loggers[who])) != lengths: raise UserError(f"the log-probabilities under {who[0]} at epsilon {who[1]:g} are not those of this pool's turns: one array per episode, one number per turn")
+        name = f"{who[0]} at epsilon {who[1]:g}"
+        if who not in loggers: raise UserError(f"{name} logged part of this pool and its log-probabilities are not given: see logger_log_probs")
+        if list(map(len, loggers[who])) != lengths:
+            raise UserError(f"the log-probabilities under {name} do not fit this pool: give one array per episode, one number per turn")
     paths = [math.log(k / len(pool)) + held_sum(pad(loggers[who])) for who, k in share.items()]
     total = np.logaddexp.reduce(paths)
     if not (total > -np.inf).all():
@@ -655,12 +661,14 @@ def _under(pool, probes, who, tolerance):
     (policy, epsilon), u = who, ReferencePolicy.name
     parts = [u] if epsilon == 1 or policy == u else [policy] if epsilon == 0 else [policy, u]
     for name in parts:
-        if name not in probes: raise UserError(f"{policy} at epsilon {epsilon:g} logged part of this pool and there is no probe of {name}: probe it at this pool's prefixes")
+        if name not in probes:
+            raise UserError(f"{policy} at epsilon {epsilon:g} logged part of this pool and there is no probe of {name}: probe it at this pool's prefixes")
         probes[name].check(pool)
         if probes[name].logp is None: raise UserError(f"{name} logged part of this pool and has no log-probability, so the mixture of loggers is not known")
     logp = list(probes[parts[0]].logp) if len(parts) == 1 else [mixture_log_prob(x, y, epsilon) for x, y in zip(probes[policy].logp, probes[u].logp)]
     own = [(t.logp, x) for e, lp in zip(pool, logp) if (e.policy, e.epsilon) == who for t, x in zip(e.turns, lp) if t.logp is not None]
     gap = float(np.mean([abs(x - y) for x, y in own])) if own else 0.0
     if not gap <= tolerance:
-        raise UserError(f"{policy} at epsilon {epsilon:g} logged other log-probabilities than its probe has (by {gap:.2g} nats a turn): the probe is of another agent, or of another version of it")
+        raise UserError(f"{policy} at epsilon {epsilon:g} logged other log-probabilities than its probe has (by {gap:.2g} nats a turn): "
+                        "the probe is of another agent, or of another version of it")
     return logp
