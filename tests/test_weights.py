@@ -157,6 +157,11 @@ def test_the_heaviest_trajectory_may_earn_nothing(top):
         assert agree(form, replace(logs, reward=0.0 * logs.reward)).value == 0
 
 
+def test_a_value_may_be_a_double_where_its_largest_term_is_none():
+    e = Weighted("IS").from_logs(plain_logs(np.r_[714.0, np.zeros(4999)]))
+    assert e.value == pytest.approx(np.exp(714 - np.log(5000)), rel=1e-9) and np.isfinite(e.interval[1])
+
+
 def test_terms_add_on_the_larger_scale():
     a, b = scaled(np.array([-900.0, -901.0]), np.ones(2)), scaled(np.zeros(2), np.array([0.0, 2.0]))
     for x, y in ((a, b), (b, a)):
@@ -494,3 +499,12 @@ def test_an_episode_without_a_turn_is_named(world):
     cut = replace(probe, **{k: tuple(r[:0] if i == 3 else r for i, r in enumerate(getattr(probe, k))) for k in ("logp", "actions", "weights")})
     for call in (lambda: stack(none, cut), lambda: Weighted("IS").estimate(none, cut), lambda: mixture_behavior(none, {("behavior", 0.0): list(cut.logp)})):
         with pytest.raises(UserError, match="episode 3 holds no turn"): call()
+
+
+def test_dropping_ended_episodes_is_never_called_an_estimate_of_the_value():
+    logs = random_logs(400, spread=0.1)
+    assert Weighted("step-WIS").from_logs(logs).status == ESTIMATED
+    e = Weighted("step-WIS", after_end="zero").from_logs(logs)
+    assert e.status == UNRELIABLE and "not the value of the process" in e.reason
+    full = replace(logs, alive=np.ones_like(logs.alive))
+    assert Weighted("step-WIS", after_end="zero").from_logs(full).status == ESTIMATED
