@@ -61,6 +61,8 @@ def transitions(
 ) -> Transitions:
     "Rows of a pool with the target's actions; raises UserError where the probe does not fit or says nothing."
     probe.check(pool)
+    empty = next((i for i, e in enumerate(pool) if not e.turns), None)
+    if empty is not None: raise UserError(f"episode {empty} of the pool holds no turn: drop it, or log its turns")
     m = max((len(a) for row in probe.actions for a in row), default=0)
     if m == 0: raise UserError(f"the probe of {probe.policy} holds no actions: sample some (m > 0) for estimators that fit values")
     x, acts, weight = [], [], []
@@ -98,22 +100,22 @@ class Encoded:
         "Encode one pair."
         return self.encode(*what)
 
-    def _kept(self, memory, first, second, make):
-        key = (id(first), id(second))
-        if key not in memory: memory[key] = (first, second, make())   # holding both keeps their ids their own
+    def _kept(self, memory, things, make):
+        key = tuple(map(id, things))
+        if key not in memory: memory[key] = (things, make())   # holding them keeps their ids their own
         while len(memory) > self.size: del memory[next(iter(memory))]
-        return memory[key][2]
+        return memory[key][1]
 
     def rows(self, pool: list[Episode], probe: Probe) -> Transitions:
         "The rows of a probe, thinned to m actions where m is given; those of a mixture from its parts."
-        if not probe.parts: return self._kept(self.known, pool, probe, lambda: transitions(pool, thin(probe, self.m) if self.m else probe, self.encode))
+        if not probe.parts: return self._kept(self.known, (*pool, probe), lambda: transitions(pool, thin(probe, self.m) if self.m else probe, self.encode))
         agent, reference = (self.rows(pool, p) for p in probe.parts)
-        return mix_rows(agent, reference, probe.epsilon, self._kept(self.pairs, agent, reference, lambda: np.concatenate([agent.actions, reference.actions], 1)))
+        return mix_rows(agent, reference, probe.epsilon, self._kept(self.pairs, (agent, reference), lambda: np.concatenate([agent.actions, reference.actions], 1)))
 
     def coverage(self, pool: list[Episode], probe: Probe) -> float:
         "Action coverage of a probe under the given key."
         if probe.parts: return (1 - probe.epsilon) * self.coverage(pool, probe.parts[0]) + probe.epsilon * self.coverage(pool, probe.parts[1])
-        return self._kept(self.shares, pool, probe, lambda: action_coverage(pool, probe, *([self.key] if self.key else [])))
+        return self._kept(self.shares, (*pool, probe), lambda: action_coverage(pool, probe, *([self.key] if self.key else [])))
 
 def rows_for(pool: list[Episode], probe: Probe, encode: Encoder) -> Transitions:
     "The rows of a probe, remembered where the encoder can."
@@ -360,8 +362,10 @@ def fold_parts(
     seed: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # episodes to learn from, episodes to value
     "Folds by task, as episode numbers."
-    number, everyone = {id(e): i for i, e in enumerate(pool)}, np.arange(len(pool))
-    return [(everyone, everyone)] if folds < 2 else [tuple(np.array([number[id(e)] for e in half]) for half in split) for split in split_by_task(pool, folds, seed)]
+    task, everyone = np.array([e.task.id for e in pool]), np.arange(len(pool))
+    if folds < 2: return [(everyone, everyone)]
+    held = [np.isin(task, [e.task.id for e in test]) for _, test in split_by_task(pool, folds, seed)]
+    return [(np.flatnonzero(~h), np.flatnonzero(h)) for h in held]
 
 def fit_values(
     pool: list[Episode],

@@ -407,15 +407,39 @@ def test_fits_are_shared_and_truncation_has_no_successor(world):
     assert Remember(TableFitter()).fit(rows, 1.0, 0)(rows.x).shape == rows.x.shape
 
 
+def test_an_episode_drawn_twice_counts_as_an_equal_copy_of_it(world):
+    p, b, e, u, pool = world
+    probe, task = exact_probe(p, e, pool), np.array([x.task.id for x in pool])
+    drawn = key_rng(0, "bootstrap").integers(0, len(pool), len(pool))
+    resampled = [pool[i] for i in drawn]
+    asked = replace(probe, **{k: tuple(getattr(probe, k)[i] for i in drawn) for k in ("logp", "actions", "weights")}, action_logp=None)
+    assert len(set(drawn)) < len(drawn) and [*map(list, fold_parts(resampled, 2, 3)[0])] == [*map(list, fold_parts([replace(x) for x in resampled], 2, 3)[0])]
+    assert np.isin(np.arange(len(pool)), np.concatenate([test for _, test in fold_parts(resampled, 3, 3)])).all(), "every row is valued"
+    for it in classical(HistoryKey(page_only=True), TableFitter(), TableFitter(bootstrap=False)):
+        twice, copies = it.estimate(resampled, asked, 0), it.estimate([replace(x) for x in resampled], asked, 0)
+        assert twice.value == copies.value and twice.interval == copies.interval, it.name
+
+
+def test_remembered_rows_follow_the_episodes_of_a_list_that_changes(world):
+    p, b, e, u, pool = world
+    probe, encode, some = exact_probe(p, e, pool), Encoded(HistoryKey()), list(pool)
+    first = encode.rows(some, probe)
+    some[0] = replace(some[0], turns=tuple(replace(t, reward=t.reward + 7) for t in some[0].turns))
+    assert (encode.rows(some, probe).reward != first.reward).sum() == len(some[0].turns) and encode.rows(list(pool), probe) is first
+
+
 def test_bad_input_is_one_sentence(world):
     p, b, e, u, pool = world
     probe = exact_probe(p, e, pool)
     mute = replace(probe, actions=tuple(tuple(() for _ in row) for row in probe.actions), weights=tuple(tuple(np.zeros(0) for _ in row) for row in probe.weights))
     nan = [replace(pool[0], turns=(replace(pool[0].turns[0], reward=float("nan")), *pool[0].turns[1:])), *pool[1:]]
+    empty, none = [pool[0], replace(pool[1], turns=()), *pool[2:]], replace(probe, **{k: (getattr(probe, k)[0], (), *getattr(probe, k)[2:]) for k in ("logp", "actions", "weights")}, action_logp=None)
     for call in (lambda: transitions(pool, mute, HistoryKey()), lambda: transitions(nan, probe, HistoryKey()), lambda: transitions(pool[:3], probe, HistoryKey()),
                  lambda: Fitted(HistoryKey(), TableFitter(), epsilon="sometimes").estimate(pool, probe, 0), lambda: Corrected(HistoryKey(), TableFitter(), "SDR").estimate(pool, probe, 0),
-                 lambda: DMPaper().estimate(nan, probe, 0)):
+                 lambda: DMPaper().estimate(nan, probe, 0), lambda: Fitted(HistoryKey(), TableFitter()).estimate(empty, none, 0), lambda: Corrected(HistoryKey(), TableFitter()).estimate(empty, none, 0),
+                 lambda: Replay(HistoryKey(), TableFitter(bootstrap=False)).estimate(empty, none, 0)):
         with pytest.raises(UserError) as err: call()
         assert "\n" not in str(err.value)
+    with pytest.raises(UserError, match="episode 1 .*no turn.*drop it"): transitions(empty, none, HistoryKey())
     one = [x for x in pool if x.task.id == pool[0].task.id]
     assert Corrected(HistoryKey(), TableFitter()).estimate(one, exact_probe(p, e, one), 0).status == IMPOSSIBLE
