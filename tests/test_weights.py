@@ -4,12 +4,14 @@ from decimal import Decimal, getcontext
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from adwm.core import UserError, key_rng
 from adwm.tabular import (Sample, TabularAgent, TabularDomain, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value)
-from adwm.weights import (ESTIMATED, FORMS, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, action_span, agent_probe, exact_probe, fit_behavior, hill, is_terms,
-                          kish_ess, largest_share, mix_probes, normalised, pdis_terms, probe_from_agent, read_probe, reference_probe, resolved, spread_draws, stack, stepwis_terms,
+from adwm.weights import (ESTIMATED, FORMS, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, action_span, add_terms, agent_probe, exact_probe, fit_behavior, hill, is_terms,
+                          kish_ess, largest_share, mix_probes, normalised, pdis_terms, probe_from_agent, read_probe, reference_probe, resolved, scaled, spread_draws, stack, stepwis_terms,
                           t_quantile, thin, wis_terms, write_probe)
 
 getcontext().prec = 60
@@ -79,19 +81,41 @@ def test_plain_loops_in_the_notation_of_cobs(discount):
 
 
 def sixty_digits(logs, form):
+    "Mean and standard error of an estimator's terms, and the size of what is summed, which is what rounding is relative to."
     D = lambda a: [[Decimal(float(x)) for x in row] for row in a]
     W, R = [[x.exp() for x in row] for row in D(logs.logw)], D(logs.reward)
     n, T, G = len(W), len(W[0]), [sum(r) for r in D(logs.reward)]
-    if form == "IS": x = [w[-1] * g for w, g in zip(W, G)]
-    elif form == "PDIS": x = [sum(a * b for a, b in zip(w, r)) for w, r in zip(W, R)]
+    if form in ("IS", "PDIS"):
+        cut = [[w[-1]] * T if form == "IS" else w for w in W]
+        x, size = [sum(a * b for a, b in zip(w, r)) for w, r in zip(cut, R)], sum(a * abs(b) for w, r in zip(cut, R) for a, b in zip(w, r)) / n
     else:
-        x = [Decimal(0)] * n
+        x, size = [Decimal(0)] * n, Decimal(0)
         for t, xs in [(T - 1, G)] if form == "WIS" else [(t, [r[t] for r in R]) for t in range(T)]:
-            total = sum(w[t] for w in W)
-            v = sum(w[t] * y for w, y in zip(W, xs)) / total
-            x = [a + v + n * w[t] / total * (y - v) for a, w, y in zip(x, W, xs)]
+            here = [w[t] if form != "step-WIS (zero)" or alive else Decimal(0) for w, alive in zip(W, logs.alive[:, t])]
+            if not (total := sum(here)): continue
+            v = sum(w * y for w, y in zip(here, xs)) / total
+            x = [a + v + n * w / total * (y - v) for a, w, y in zip(x, here, xs)]
+            size += sum(w * (sum(map(abs, r)) if form == "WIS" else abs(r[t])) for w, r in zip(here, R)) / total
     m = sum(x) / n
-    return m, (sum((a - m) ** 2 for a in x) / (n - 1) / n).sqrt()
+    return m, (sum((a - m) ** 2 for a in x) / (n - 1) / n).sqrt(), size
+
+
+def estimated(form, logs):
+    return Weighted(form.split(" ")[0], after_end="zero" if "zero" in form else "hold").from_logs(logs)
+
+
+def agree(form, logs):
+    "Value and bounds against sixty digits, or the sentence where a double cannot hold them."
+    n = len(logs.logw)
+    e, (m, se, size) = estimated(form, logs), sixty_digits(logs, form)
+    half = Decimal(t_quantile(0.95, n - 1)) * se
+    scale = max(abs(m), half)
+    if scale > Decimal("1e308"): assert e.status == IMPOSSIBLE and "beyond a double" in e.reason
+    elif 0 < scale < Decimal("1e-300"): assert e.status == IMPOSSIBLE or abs(e.value) <= 1e-300
+    elif scale < Decimal("1e307"):
+        for mine, sure in ((e.value, m), (e.interval[0], m - half), (e.interval[1], m + half)):
+            assert np.isfinite(mine) and abs(Decimal(float(mine)) - sure) <= Decimal("1e-8") * scale + Decimal("1e-11") * size, (form, mine, sure)
+    return e
 
 
 @pytest.mark.parametrize("form", list(FORMS))
@@ -101,12 +125,44 @@ def test_finite_and_correct_at_500_nats(form, kind):
     totals = {"mixed": rng.uniform(-500, 500, 30), "all low": -500 + rng.normal(size=30), "all high": 500 - rng.exponential(size=30),
               "one giant": np.r_[500.0, np.full(29, -500.0)]}[kind]
     ratio = rng.dirichlet(np.ones(6), 30) * totals[:, None]
-    logs = Logs(ratio.cumsum(1), rng.uniform(0, 1, (30, 6)), np.ones((30, 6), bool))
-    e, (m, se) = Weighted(form).from_logs(logs), sixty_digits(logs, form)
-    half = Decimal(t_quantile(0.95, 29)) * se
-    for mine, sure in ((e.value, m), (e.interval[0], m - half), (e.interval[1], m + half)):
-        assert np.isfinite(mine) and abs(Decimal(float(mine)) - sure) <= Decimal("1e-8") * max(abs(sure), abs(m), half)
-    if kind != "all high": assert e.status == UNRELIABLE or kind == "all low"
+    assert agree(form, Logs(ratio.cumsum(1), rng.uniform(0, 1, (30, 6)), np.ones((30, 6), bool))).status == UNRELIABLE
+
+
+@st.composite
+def hard_logs(pick):
+    "Log-ratios spread over 0 to 1,000 nats; rewards that are nothing, tiny, negative or mixed; episodes of different lengths."
+    n, T, spread = pick(st.integers(2, 9)), pick(st.integers(1, 3)), pick(st.sampled_from([0.0, 1.0, 30.0, 300.0, 500.0]))
+    kinds = pick(st.sampled_from([(0.0, 1.0), (0.0, 1e-5), (0.0, 1e-300), (1.0, -1.0, 0.0), (-0.3, 0.0), (1e-300, 1e-5, 1.0, 0.0, -2.5), (0.0,)]))
+    total = np.array(pick(st.lists(st.floats(-spread, spread), min_size=n, max_size=n)))
+    reward = np.array(pick(st.lists(st.sampled_from(kinds), min_size=n * T, max_size=n * T))).reshape(n, T)
+    alive = np.arange(T) < np.array(pick(st.lists(st.integers(1, T), min_size=n, max_size=n)))[:, None]
+    part = np.array(pick(st.lists(st.floats(0.05, 1.0), min_size=n * T, max_size=n * T))).reshape(n, T) * alive
+    return Logs((part / part.sum(1, keepdims=True) * total[:, None]).cumsum(1), reward * alive, alive)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(logs=hard_logs())
+def test_value_and_interval_to_1e_8_at_any_scale(logs):
+    for form in (*FORMS, "step-WIS (zero)"): agree(form, logs)
+
+
+@pytest.mark.parametrize("top", [50.0, 100.0, 380.0, 709.0, 760.0, 1000.0])
+def test_the_heaviest_trajectory_may_earn_nothing(top):
+    logs = Logs(np.r_[top, np.zeros(29)][:, None], np.r_[0.0, np.ones(9), np.zeros(20)][:, None], np.ones((30, 1), bool))
+    for form in ("IS", "PDIS"):
+        e = Weighted(form).from_logs(logs)
+        assert e.value == pytest.approx(0.3, rel=1e-12) and e.interval[1] - e.interval[0] == pytest.approx(0.29, abs=0.005)
+        assert agree(form, replace(logs, reward=1e-5 * logs.reward)).status == UNRELIABLE
+        assert agree(form, replace(logs, reward=0.0 * logs.reward)).value == 0
+
+
+def test_terms_add_on_the_larger_scale():
+    a, b = scaled(np.array([-900.0, -901.0]), np.ones(2)), scaled(np.zeros(2), np.array([0.0, 2.0]))
+    for x, y in ((a, b), (b, a)):
+        terms, shift = add_terms(x, y)
+        assert np.allclose(terms * np.exp(shift), [0, 2], atol=1e-12)
+    nothing = scaled(np.zeros(2), np.zeros(2))
+    assert add_terms(a, nothing)[1] == a[1] == add_terms(nothing, a)[1] and not add_terms(nothing, nothing)[0].any()
 
 
 def test_wis_converges_and_equal_policies_give_the_mean_return():
@@ -238,7 +294,7 @@ def test_behavior_fitted_before_is_used_as_it_is(world):
     p, b, e, pool = world
     probe, domain = exact_probe(p, e, pool), TabularDomain()
     before = tuple(fit_behavior(pool, domain))
-    assert Weighted("WIS", "estimated", fitted=before).estimate(pool, probe).value == Weighted("WIS", "estimated", domain=domain).estimate(pool, probe).value
+    assert Weighted("WIS", "estimated", denominator=before).estimate(pool, probe).value == Weighted("WIS", "estimated", domain=domain).estimate(pool, probe).value
 
 
 def test_a_probe_survives_being_written(world, tmp_path):
