@@ -1,10 +1,10 @@
 """Fitted values and their corrections against exact oracles, plain loops and each other."""
 from dataclasses import replace
-from decimal import Decimal, getcontext
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from scipy.optimize import minimize
 from test_weights import everything, log_ratio, logs_of, random_logs
 
@@ -12,7 +12,7 @@ from adwm.core import UserError, key_rng
 from adwm.fitted import (Corrected, DMPaper, Encoded, Fitted, HistoryKey, NetConfig, NetFitter, Remember, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
                          fit_together, fit_values, fold_parts, fqe_iterate, fqe_net, fqe_nets, fqe_solve, half_samples, is_random, likely, magic_terms, make_net, returns_to_go, simplex_qp, standardiser, transitions, wdr_terms)
 from adwm.tabular import TabularDomain, action_values, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value
-from adwm.weights import IMPOSSIBLE, UNRELIABLE, Logs, action_coverage, conclude, exact_probe, mix_probes, pdis_terms, t_quantile
+from adwm.weights import ESTIMATED, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, conclude, exact_probe, fit_behavior, mix_probes, pdis_terms, t_quantile
 
 torch.set_num_threads(1)
 mean = lambda terms: float(np.exp(terms[1]) * terms[0].mean())
@@ -56,16 +56,17 @@ def test_tabular_fqe_is_exact_on_a_fully_logged_deterministic_process():
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.9])
-def test_doubly_robust_limits_and_the_formula_of_cobs(discount):
+def test_doubly_robust_limits_and_the_formula_of_its_authors(discount):
     logs = random_logs(seed=3)
     rng = key_rng(0, "qv")
     q, v = rng.normal(size=logs.reward.shape) * logs.alive, rng.normal(size=logs.reward.shape) * logs.alive
     n, T = q.shape
     for terms, weights in ((dr_terms, np.exp(logs.logw) / n), (wdr_terms, np.exp(logs.logw) / np.exp(logs.logw).sum(0))):
         before = np.concatenate([np.full((n, 1), 1 / n), weights[:, :-1]], 1)
-        cobs = sum(discount**t * (weights[:, t] * (logs.reward[:, t] - q[:, t]) * logs.alive[:, t] + before[:, t] * v[:, t] * logs.alive[:, t]).sum() for t in range(T))
-        assert abs(mean(terms(logs, q, v, discount)) - cobs) < 1e-12
+        whole = sum(discount**t * (weights[:, t] * (logs.reward[:, t] - q[:, t]) * logs.alive[:, t] + before[:, t] * v[:, t] * logs.alive[:, t]).sum() for t in range(T))
+        assert abs(mean(terms(logs, q, v, discount)) - whole) < 1e-12
     assert abs(mean(dr_terms(logs, 0 * q, 0 * v, discount)) - mean(pdis_terms(logs, discount))) < 1e-12
+    assert Corrected(None).from_logs(replace(logs, logw=logs.logw - 900), 0 * q, 0 * v).status == IMPOSSIBLE, "e^-900 is no double, and not 0"
     never = replace(logs, logw=np.full(q.shape, -np.inf))
     for terms in (dr_terms, wdr_terms): assert abs(mean(terms(never, q, v, discount)) - v[:, 0].mean()) < 1e-12
 
@@ -97,31 +98,8 @@ def test_huge_ratios_stay_finite():
         assert np.isfinite([est.value, *est.interval]).all() and est.status == UNRELIABLE
 
 
-@pytest.mark.parametrize("form", ["DR", "WDR"])
-@pytest.mark.parametrize("kind", ["mixed", "all low", "all high", "one giant"])
-def test_values_and_intervals_at_500_nats_against_sixty_digits(form, kind):
-    getcontext().prec = 60
-    n, T, rng = 30, 6, key_rng(1, kind)
-    totals = {"mixed": rng.uniform(-500, 500, n), "all low": -500 + rng.normal(size=n), "all high": 500 - rng.exponential(size=n), "one giant": np.r_[500.0, np.full(n - 1, -500.0)]}[kind]
-    logs = Logs((rng.dirichlet(np.ones(T), n) * totals[:, None]).cumsum(1), rng.uniform(0, 1, (n, T)), np.ones((n, T), bool))
-    q, v = rng.uniform(0, 1, (2, n, T))
-    exact = lambda a: [[Decimal(float(x)) for x in row] for row in a]
-    W, r, Q, V = [[x.exp() for x in row] for row in exact(logs.logw)], exact(logs.reward), exact(q), exact(v)
-    delta = [[r[i][t] + (V[i][t + 1] if t + 1 < T else 0) - Q[i][t] for t in range(T)] for i in range(n)]
-    x = [V[i][0] for i in range(n)]
-    for t in range(T):
-        total = sum(W[i][t] for i in range(n))
-        middle = sum(W[i][t] * delta[i][t] for i in range(n)) / total
-        x = [x[i] + (W[i][t] * delta[i][t] if form == "DR" else middle + n * W[i][t] / total * (delta[i][t] - middle)) for i in range(n)]
-    m = sum(x) / n
-    half = Decimal(t_quantile(0.95, n - 1)) * (sum((a - m) ** 2 for a in x) / (n - 1) / n).sqrt()
-    est = Corrected(None, form=form).from_logs(logs, q, v)
-    for mine, sure in ((est.value, m), (est.interval[0], m - half), (est.interval[1], m + half)):
-        assert np.isfinite(mine) and abs(Decimal(float(mine)) - sure) <= Decimal("1e-8") * max(abs(sure), abs(m), half)
-
-
-def magic_in_many_digits(logs, q, v):
-    "MAGIC's value and standard error in 50 digits; the quadratic program by trying every support."
+def in_many_digits(form, logs, q, v):
+    "Value and interval in 50 digits; MAGIC's quadratic program by trying every support."
     from itertools import combinations
     mp = pytest.importorskip("mpmath").mp.clone()
     mp.dps = 50
@@ -132,37 +110,58 @@ def magic_in_many_digits(logs, q, v):
     for t in range(T):
         delta, total = [r[i][t] + (V[i][t + 1] if t + 1 < T else 0) - Q[i][t] for i in range(n)], sum(W[i][t] for i in range(n))
         middle = sum(W[i][t] * delta[i] for i in range(n)) / total
-        rungs.append([rungs[-1][i] + middle + n * W[i][t] / total * (delta[i] - middle) for i in range(n)])
+        rungs.append([rungs[-1][i] + (W[i][t] * delta[i] if form == "DR" else middle + n * W[i][t] / total * (delta[i] - middle)) for i in range(n)])
     g, k = [sum(x) / n for x in rungs], T + 1
+    if form != "MAGIC":
+        half = mp.mpf(t_quantile(0.95, n - 1)) * mp.sqrt(sum((x - g[-1]) ** 2 for x in rungs[-1]) / (n - 1) / n)
+        return g[-1], g[-1] - half, g[-1] + half
     cov = [[sum((x - a) * (y - b) for x, y in zip(X, Y)) / (n - 1) / n for Y, b in zip(rungs, g)] for X, a in zip(rungs, g)]
     half = mp.mpf(t_quantile(0.75, n - 1)) * mp.sqrt(cov[-1][-1])
-    b = [max(x - g[-1] - half, 0) + min(x - g[-1] + half, 0) for x in g]
+    b = [max(x - g[-1] - half, g[-1] - half - x, 0) for x in g]
     A = mp.matrix([[cov[i][j] + b[i] * b[j] for j in range(k)] for i in range(k)])
     A = A + mp.mpf(1e-6) * sum(A[i, i] for i in range(k)) / k * mp.eye(k)
     best = None
     for on in (c for size in range(1, k + 1) for c in combinations(range(k), size)):
-        z = mp.lu_solve(mp.matrix([[A[i, j] for j in on] for i in on]), mp.matrix([1] * len(on)))
+        try: z = mp.lu_solve(mp.matrix([[A[i, j] for j in on] for i in on]), mp.matrix([1] * len(on)))
+        except ZeroDivisionError: continue   # all rungs are one number
         x = [z[on.index(i)] / sum(z) if i in on else mp.mpf(0) for i in range(k)]
         if min(x) >= 0:
             cost = sum(x[i] * A[i, j] * x[j] for i in range(k) for j in range(k))
             if best is None or cost < best[0]: best = cost, x
-    x = best[1]
-    return sum(a * b for a, b in zip(x, g)), mp.sqrt(sum(x[i] * cov[i][j] * x[j] for i in range(k) for j in range(k)))
+    m, half = sum(a * b for a, b in zip(best[1], g)) if best else g[-1], mp.mpf(t_quantile(0.95, n - 1)) * mp.sqrt(cov[-1][-1])
+    return m, min(m, g[-1] - half), max(m, g[-1] + half)
+
+
+def same_as_in_many_digits(form, logs, q, v):
+    est, exact = Corrected(None, form=form).from_logs(logs, q, v), in_many_digits(form, logs, q, v)
+    size = max(map(abs, exact))
+    if 0 < size and not -707 < np.log(2) * size.man_exp[1] + float(np.log(float(size.man_exp[0]))) < 708: return est.status == IMPOSSIBLE or np.allclose([*map(float, exact)], [est.value, *est.interval], 1e-6, 0)
+    return all(np.isfinite(mine) and abs(mine - sure) <= 1e-8 * size for mine, sure in zip((est.value, *est.interval), exact))
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(form=st.sampled_from(["DR", "WDR", "MAGIC"]), span=st.sampled_from([0, 1, 30, 300, 710, 1000]), where=st.sampled_from(["low", "around 0", "high"]),
+       reward=st.sampled_from(["zero", "tiny", "negative", "mixed", "heaviest earns nothing"]), fit=st.sampled_from(["none", "some", "tiny"]), n=st.integers(2, 7), T=st.integers(1, 3), seed=st.integers(0, 10**6))
+def test_values_and_intervals_at_any_scale_against_fifty_digits(form, span, where, reward, fit, n, T, seed):
+    rng = key_rng(seed, "scale")
+    totals = rng.uniform(0, span, n) - span * {"low": 1, "around 0": 0.5, "high": 0}[where]
+    r = rng.uniform(0, 1, (n, T)) * {"zero": 0, "tiny": 10.0 ** rng.integers(-300, -4, (n, T)), "negative": -1, "mixed": rng.choice([-1, 0, 1e-5, 1], (n, T)), "heaviest earns nothing": (totals < totals.max())[:, None]}[reward]
+    logs = Logs((rng.dirichlet(np.ones(T), n) * totals[:, None]).cumsum(1), r, np.ones((n, T), bool))
+    q, v = rng.uniform(0, 1, (2, n, T)) * {"none": 0, "some": 1, "tiny": 1e-200}[fit]
+    assert same_as_in_many_digits(form, logs, q, v)
 
 
 @pytest.mark.parametrize("fit", ["random", "near", "poor"])
 @pytest.mark.parametrize("kind", ["mixed", "all low", "all high", "one giant"])
-def test_magic_at_500_nats_against_many_digits(kind, fit):
+def test_longer_pools_at_500_nats_against_fifty_digits(kind, fit):
     n, T, rng = 30, 6, key_rng(2, kind, fit)
     totals = {"mixed": rng.uniform(-500, 500, n), "all low": -500 + rng.normal(size=n), "all high": 500 - rng.exponential(size=n), "one giant": np.r_[500.0, np.full(n - 1, -500.0)]}[kind]
     logs = Logs((rng.dirichlet(np.ones(T), n) * totals[:, None]).cumsum(1), rng.uniform(0, 1, (n, T)), np.ones((n, T), bool))
     q, v = rng.uniform(0, 1, (2, n, T))
     if fit == "near": q, v = (np.cumsum(logs.reward[:, ::-1], 1)[:, ::-1] + 0.1 * x for x in (q, v))
     if fit == "poor": q, v = q - 5, v - 5
-    est, (m, se) = Corrected(None, form="MAGIC").from_logs(logs, q, v), magic_in_many_digits(logs, q, v)
-    half = t_quantile(0.95, n - 1) * se
-    for mine, sure in ((est.value, m), (est.interval[0], m - half), (est.interval[1], m + half)):
-        assert np.isfinite(mine) and abs(mine - sure) <= 1e-8 * max(abs(sure), abs(m), half), (float(mine), float(sure))
+    est = Corrected(None, form="MAGIC").from_logs(logs, q, v)
+    assert all(same_as_in_many_digits(form, logs, q, v) for form in ("DR", "WDR", "MAGIC"))
     assert abs(est.notes["rungs"].sum() - 1) < 1e-12 and est.notes["rungs"].min() >= 0
 
 
@@ -307,7 +306,7 @@ def test_the_family_on_one_pool(world):
     p, b, e, u, pool = world
     probe = mix_probes(exact_probe(p, e, pool), exact_probe(p, u, pool, "reference", 1.0), 0.25)
     names = set()
-    for it in classical(HistoryKey(page_only=True), TableFitter(), TableFitter(bootstrap=False), domain=TabularDomain(), fitted_behavior=True):
+    for it in classical(HistoryKey(page_only=True), TableFitter(), TableFitter(bootstrap=False), fitted_behavior=tuple(fit_behavior(pool, TabularDomain()))):
         est = it.estimate(pool, probe, 0)
         names.add(it.name)
         assert np.isfinite(est.value) and est.interval[0] <= est.value <= est.interval[1] and (est.status == "estimated") == (est.reason == "")
@@ -375,7 +374,7 @@ def test_too_few_tasks_and_targets_without_a_log_probability(world):
     mute, full = replace(exact_probe(p, e, pool), logp=None), exact_probe(p, e, pool)
     for x in (0.0, 0.3):
         asked, known = (mix_probes(own, exact_probe(p, u, pool, "reference", 1.0), x) for own in (mute, full))
-        for it in classical(key, TableFitter(), TableFitter(bootstrap=False), domain=TabularDomain(), fitted_behavior=True):
+        for it in classical(key, TableFitter(), TableFitter(bootstrap=False), fitted_behavior=tuple(fit_behavior(pool, TabularDomain()))):
             est = it.estimate(pool, asked, 0)
             if isinstance(it, (DMPaper, Replay)) or it.name in ("DM", "FQE", "FQE (mixed at evaluation)"): assert est.value == it.estimate(pool, known, 0).value
             else: assert est.status == IMPOSSIBLE and "no log-probability" in est.reason and np.isnan(est.value)
@@ -428,6 +427,25 @@ def test_remembered_rows_follow_the_episodes_of_a_list_that_changes(world):
     assert (encode.rows(some, probe).reward != first.reward).sum() == len(some[0].turns) and encode.rows(list(pool), probe) is first
 
 
+def test_mixture_rows_stand_beside_the_others_on_the_same_fits(world):
+    p, b, e, u, pool = world
+    probe, below = exact_probe(p, e, pool), tuple(np.array([t.logp for t in x.turns]) - 0.1 for x in pool)
+    fitter = Remember(TableFitter())
+    rows = {kind: classical(HistoryKey(page_only=True), fitter, TableFitter(bootstrap=False), **given) for kind, given in dict(alone={}, both=dict(mixture=below), guessed=dict(fitted_behavior=below)).items()}
+    added = lambda kind: [it for it in rows[kind] if it.name not in {x.name for x in rows["alone"]}]
+    assert [it.name for it in added("both")] == [f"{f}, mixture of loggers" for f in ("IS", "PDIS", "WIS", "step-WIS (hold)", "DR", "WDR", "MAGIC")]
+    assert [it.name for it in added("guessed")] == [f"{f}, fitted behavior" for f in ("IS", "WIS", "DR", "WDR")]
+    alone = {it.name: it.estimate(pool, probe, 0).value for it in rows["alone"]}
+    known = set(fitter.known)
+    for it in added("both") + added("guessed"):
+        value = it.estimate(pool, probe, 0).value
+        assert np.isfinite(value) and value != alone[it.name.split(",")[0]], "what divides is what was given"
+    lengths = np.array([len(x.turns) for x in pool])
+    assert set(fitter.known) == known and rows["both"][-1].name == "checkpoint replay"
+    assert Weighted("IS", "mixture", denominator=below).estimate(pool, probe).value == pytest.approx(np.mean(np.exp(0.1 * lengths) * np.array([np.exp(sum(lp) - sum(t.logp for t in x.turns)) * x.ret for x, lp in zip(pool, probe.logp)])))
+    with pytest.raises(UserError, match="mixture"): Corrected(HistoryKey(), behavior="mixture")
+
+
 def test_bad_input_is_one_sentence(world):
     p, b, e, u, pool = world
     probe = exact_probe(p, e, pool)
@@ -440,6 +458,6 @@ def test_bad_input_is_one_sentence(world):
                  lambda: Replay(HistoryKey(), TableFitter(bootstrap=False)).estimate(empty, none, 0)):
         with pytest.raises(UserError) as err: call()
         assert "\n" not in str(err.value)
-    with pytest.raises(UserError, match="episode 1 .*no turn.*drop it"): transitions(empty, none, HistoryKey())
+    with pytest.raises(UserError, match="episode 1 holds no turn"): transitions(empty, none, HistoryKey())
     one = [x for x in pool if x.task.id == pool[0].task.id]
     assert Corrected(HistoryKey(), TableFitter()).estimate(one, exact_probe(p, e, one), 0).status == IMPOSSIBLE
