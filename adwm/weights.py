@@ -9,10 +9,12 @@ __all__ = ['ESTIMATED', 'UNRELIABLE', 'IMPOSSIBLE', 'FORMS', 'BEHAVIORS', 'Estim
            'flat_behavior', 'stack', 'discounts', 'scaled', 'add_terms', 'is_terms', 'pdis_terms', 'normalised',
            'ratio_terms', 'wis_terms', 'stepwis_terms', 'kish_ess', 'largest_share', 'hill', 'action_coverage',
            'resolved', 'weight_notes', 'WeightRule', 't_quantile', 'conclude', 'check_behavior', 'behavior_of',
-           'unweighable', 'Weighted', 'action_features', 'conditional_logit', 'fit_behavior']
+           'unweighable', 'Weighted', 'action_features', 'conditional_logit', 'fit_behavior', 'mixture_behavior',
+           'logger_log_probs']
 
 # %% ../nbs/40_weights.ipynb #b29c9bfa
 import gzip, json, math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -491,7 +493,7 @@ def unweighable(estimator, pool: list[Episode], probe: Probe) -> str:  # one sen
     "Why nothing in this pool can be weighted toward a target, if that is known beforehand."
     if len(pool) < 2: return f"the pool holds {len(pool)} trajectories: at least two are needed"
     if probe.logp is None: return f"{probe.policy} has no log-probability, so importance weights do not exist"
-    if estimator.behavior == "known" and any(t.logp is None for e in pool for t in e.turns):
+    if estimator.behavior == "known" and None in [t.logp for e in pool for t in e.turns]:
         return "the pool was logged without behavior log-probabilities: use the fitted behavior or an estimator without weights"
     return ""
 
@@ -602,3 +604,43 @@ def fit_behavior(
     chosen = np.concatenate(chosen)
     _, logp = conditional_logit(np.concatenate(x), np.concatenate(offset), np.concatenate(group), chosen)
     return np.split(logp[chosen > 0], np.cumsum([len(e.turns) for e in pool])[:-1])
+
+# %% ../nbs/40_weights.ipynb #b8af6725
+def mixture_behavior(
+    pool: list[Episode],
+    loggers: dict,          # (policy, epsilon) -> per episode (T,): log-probabilities of what was logged, under that logger
+) -> list[np.ndarray]:      # per episode (T,) log pi_mix(a_t | h_t): increments of the log-density of the mixture of trajectories
+    "The denominator of the balance heuristic: all loggers of a pool together, by their shares of its episodes."
+    lengths, share = turn_counts(pool), Counter((e.policy, e.epsilon) for e in pool)
+    for who in share:
+        if who not in loggers: raise UserError(f"{who[0]} at epsilon {who[1]:g} logged part of this pool and its log-probabilities are not given: see logger_log_probs")
+        if list(map(len, loggers[who])) != lengths: raise UserError(f"the log-probabilities under {who[0]} at epsilon {who[1]:g} are not those of this pool's turns: one array per episode, one number per turn")
+    paths = [math.log(k / len(pool)) + pad(loggers[who]).cumsum(1) for who, k in share.items()]
+    total = np.logaddexp.reduce(paths)
+    if not (total > -np.inf).all():
+        i = np.flatnonzero(~(total > -np.inf).all(1))[0]
+        raise UserError(f"episode {i}: none of the loggers could have acted as it did, its own ({pool[i].policy} at epsilon {pool[i].epsilon:g}) included")
+    return [row[:k] for row, k in zip(np.diff(total, axis=1, prepend=0.0), lengths)]
+
+# %% ../nbs/40_weights.ipynb #4bb2f14f
+def logger_log_probs(
+    pool: list[Episode],
+    probes: dict,              # name -> Probe at the pool's prefixes: every agent that logged, at epsilon 0, and "reference"
+    tolerance: float = 0.01,   # nats a turn by which a logger's own log-probabilities may differ from the logged ones
+) -> dict:                     # (policy, epsilon) -> per episode (T,)
+    "What every logger of a pool would have thought of every logged action."
+    return {who: _under(pool, probes, who, tolerance) for who in dict.fromkeys((e.policy, e.epsilon) for e in pool)}
+
+def _under(pool, probes, who, tolerance):
+    (policy, epsilon), u = who, ReferencePolicy.name
+    parts = [u] if epsilon == 1 or policy == u else [policy] if epsilon == 0 else [policy, u]
+    for name in parts:
+        if name not in probes: raise UserError(f"{policy} at epsilon {epsilon:g} logged part of this pool and there is no probe of {name}: probe it at this pool's prefixes")
+        probes[name].check(pool)
+        if probes[name].logp is None: raise UserError(f"{name} logged part of this pool and has no log-probability, so the mixture of loggers is not known")
+    logp = list(probes[parts[0]].logp) if len(parts) == 1 else [mixture_log_prob(x, y, epsilon) for x, y in zip(probes[policy].logp, probes[u].logp)]
+    own = [(t.logp, x) for e, lp in zip(pool, logp) if (e.policy, e.epsilon) == who for t, x in zip(e.turns, lp) if t.logp is not None]
+    gap = float(np.mean([abs(x - y) for x, y in own])) if own else 0.0
+    if not gap <= tolerance:
+        raise UserError(f"{policy} at epsilon {epsilon:g} logged other log-probabilities than its probe has (by {gap:.2g} nats a turn): the probe is of another agent, or of another version of it")
+    return logp

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from adwm.core import UserError, key_rng
+from adwm.policies import mixture_log_prob
 from adwm.tabular import (Sample, TabularAgent, TabularDomain, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value)
 from adwm.weights import (ESTIMATED, FORMS, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, action_span, add_terms, agent_probe, exact_probe, fit_behavior, hill, is_terms,
-                          kish_ess, largest_share, mix_probes, normalised, pdis_terms, probe_from_agent, read_probe, reference_probe, resolved, scaled, spread_draws, stack, stepwis_terms,
-                          t_quantile, thin, wis_terms, write_probe)
+                          kish_ess, largest_share, logger_log_probs, mix_probes, mixture_behavior, normalised, pdis_terms, probe_from_agent, read_probe, reference_probe, resolved, scaled, spread_draws, stack, stepwis_terms,
+                          t_quantile, thin, weight_notes, WeightRule, wis_terms, write_probe)
 
 getcontext().prec = 60
 
@@ -329,3 +330,167 @@ def test_resolved_coverage_forgives_word_order_and_line_numbers():
     page = lambda a, b: f"Back to Search [SEP] Page 1 (Total results: 2) [SEP] Next > [SEP] {a} [SEP] {b}"
     one, two = "B000000001 [SEP] red shirt [SEP] $10.0", "B000000002 [SEP] blue mug [SEP] $5.0"
     assert key(page(one, two), "click[b000000001]") == key(page(two, one), "click[b000000001]") != key(page(one, two), "click[b000000002]")
+
+
+def plain_logs(logw, reward=None, task=None):
+    logw = np.asarray(logw, float)[:, None]
+    return Logs(logw, np.ones(logw.shape) if reward is None else np.asarray(reward, float)[:, None], np.ones(logw.shape, bool), task)
+
+
+def test_a_mean_weight_far_from_one_is_said_whatever_the_form():
+    rng = key_rng(0, "mean weight")
+    small = plain_logs(-50 + 0.3 * rng.normal(size=200))
+    missing = plain_logs(np.where(rng.random(400) < 0.13, 0.0, -np.inf))
+    for form in FORMS:
+        for logs, word in ((small, "most"), (missing, "most"), (plain_logs(np.where(rng.random(400) < 0.75, 0.0, -np.inf)), "part")):
+            e = Weighted(form).from_logs(logs)
+            assert e.status == UNRELIABLE and "where 1 is expected" in e.reason and f"{word} of what the target does was never logged" in e.reason, (form, e)
+        assert "do not belong together" in Weighted(form).from_logs(plain_logs(2 + 0.3 * rng.normal(size=200))).reason
+        assert Weighted(form).from_logs(plain_logs(0.3 * rng.normal(size=200) - 0.045)).status == ESTIMATED
+    assert Weighted("IS").from_logs(small).notes["log_mean_weight"] == pytest.approx(-50 + 0.045, abs=0.1)
+
+
+def test_the_error_of_the_mean_weight_is_clustered_by_task():
+    logw, task = np.repeat(np.log([0.5, 1.5, 0.8, 1.2]), 25), np.repeat(np.arange(4), 25)
+    alone, together = weight_notes(plain_logs(logw)), weight_notes(plain_logs(logw, task=task))
+    assert alone["mean_weight"] == pytest.approx(1.0) == together["mean_weight"]
+    assert together["mean_weight_se"] == pytest.approx(stats.sem([0.5, 1.5, 0.8, 1.2])) and together["mean_weight_se"] > 4 * alone["mean_weight_se"]
+
+
+def test_every_limit_of_the_rule_decides_at_its_place():
+    rule, fine = WeightRule(), dict(ess=500.0, share=0.01, tail=5.0, mean_weight=1.0, mean_weight_se=0.05, log_mean_weight=0.0)
+    at = lambda **change: bool(rule.reason(**fine | change))
+    assert not at()
+    assert at(ess=19.9) and not at(ess=20.1)
+    assert at(share=0.21) and not at(share=0.19)
+    assert at(tail=1.99) and not at(tail=2.01) and not at(tail=np.nan) and not at(tail=np.inf)
+    assert at(mean_weight=1 - 0.051, mean_weight_se=0.0) and not at(mean_weight=1 - 0.049, mean_weight_se=0.0)
+    z = rule.max_errors
+    assert at(mean_weight=1 - (z + 0.1) * 0.1, mean_weight_se=0.1) and not at(mean_weight=1 - (z - 0.1) * 0.1, mean_weight_se=0.1)
+    assert at(mean_weight=0.49, mean_weight_se=9.0) and not at(mean_weight=0.51, mean_weight_se=9.0), "a wide error excuses nothing beyond the largest gap"
+
+
+def test_the_interval_has_tasks_as_clusters_and_their_number_as_freedom():
+    x, task = np.repeat([0.0, 1.0, 2.0, 3.0, 5.0], 20), np.repeat(np.arange(5), 20)
+    e = Weighted("IS").from_logs(plain_logs(np.zeros(100), x, task))
+    half = stats.t.ppf(0.95, 4) * stats.sem([0.0, 1.0, 2.0, 3.0, 5.0])
+    assert e.value == pytest.approx(2.2) and e.interval == pytest.approx((2.2 - half, 2.2 + half))
+
+
+@pytest.mark.parametrize("k", [5, 40])
+def test_hill_is_the_mean_excess_over_the_next_largest(k):
+    x = np.sort(np.log(key_rng(0, "hill").pareto(1.5, 400) + 1))[::-1]
+    assert hill(key_rng(1, "order").permutation(x), k) == pytest.approx(k / sum(x[i] - x[k] for i in range(k)), rel=1e-12)
+    assert hill(x) == pytest.approx(hill(x, 40), rel=1e-12)
+
+
+def test_coverage_of_a_mixture_is_the_mixture_of_coverages(world):
+    p, b, e, pool = world
+    seen, never = exact_probe(p, e, pool), reference_probe(TabularDomain(), pool)
+    never = replace(never, actions=tuple(tuple(tuple("move 99" for _ in a) for a in row) for row in never.actions))
+    full = action_coverage(pool, seen)
+    assert full > 0.9 and action_coverage(pool, never) == 0
+    for eps in (0.1, 0.8): assert action_coverage(pool, mix_probes(seen, never, eps)) == pytest.approx((1 - eps) * full)
+
+
+def test_an_agent_is_told_what_was_really_done(world):
+    p, b, e, pool = world
+
+    class Echo:
+        "Answers what it was last told, as an agent with a memory would."
+        name, has_log_prob = "echo", False
+        def session(self, tasks): self.told = {}; return self
+        def act(self, rows, states, rngs): return [self.told.get(i, "first") for i in rows]
+        def took(self, rows, states, actions): self.told.update(zip(rows, actions))
+    probe = agent_probe(Echo(), pool[:20], m=2)
+    for episode, row in zip(pool, probe.actions):
+        assert row == tuple((a, a) for a in ("first", *[t.action for t in episode.turns[:-1]]))
+
+
+def test_a_fitted_behavior_starts_from_the_reference(world):
+    p, b, e, _ = world
+
+    class Skewed(TabularDomain):
+        "A reference that prefers the first choice; features cannot tell choices apart, so only the offset can."
+        def template(self, action, obs): return "move", ""
+        def reference(self, task, obs, choices):
+            probs = np.r_[4.0, np.ones(len(choices) - 1)]
+            return replace(super().reference(task, obs, choices), probs=probs / probs.sum())
+    first = tuple(np.where(np.arange(x.shape[1]) == 0, 4.0, 1.0) * x for x in p.legal)
+    policy = tuple(x / x.sum(-1, keepdims=True) for x in first)
+    pool = to_episodes(p, draw(p, policy, 200, key_rng(4, "pool")), policy)
+    gap = np.concatenate(fit_behavior(pool, Skewed())) - np.concatenate([[t.logp for t in x.turns] for x in pool])
+    assert np.abs(gap).mean() < 0.05
+
+
+def every_trajectory(process, loggers, copies):
+    "A pool that holds every trajectory of every logger, its probability under that logger, and the loggers' log-probabilities."
+    pool, prob = [], []
+    for (name, epsilon), b in loggers.items():
+        p, s = everything(process, b)
+        keep = p > 0
+        s = Sample(*(x[keep] for x in (s.node, s.action, s.outcome, s.reward, s.alive)))
+        pool += copies[name] * to_episodes(process, s, b, name, epsilon=epsilon)
+        prob += copies[name] * list(p[keep])
+    with np.errstate(divide="ignore"): under = {who: list(exact_probe(process, b, pool).logp) for who, b in loggers.items()}
+    return pool, np.array(prob), under
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mixture_of_loggers_is_unbiased_where_no_logger_alone_is(seed):
+    p = random_process(seed, dense=True, vary_length=True)
+    e, one, two = (random_policy(p, 10 * seed + k, 2.0) for k in range(3))
+    first = np.arange(p.n_actions) == 0
+    drop = lambda policy, no: tuple(x / x.sum(-1, keepdims=True) for x in (np.where(no(i), 0.0, x) for i, x in enumerate(policy)))
+    loggers = {("one", 0.0): drop(one, lambda t: first & (t == 0)), ("two", 0.3): drop(two, lambda t: ~first & (t == 0))}
+    pool, prob, under = every_trajectory(p, loggers, dict(one=3, two=1))
+    probe, below = exact_probe(p, e, pool), mixture_behavior(pool, under)
+    for form in (is_terms, pdis_terms):
+        x, shift = form(stack(pool, probe, below))
+        per_logger, s = form(stack(pool, probe))
+        assert abs(expected(pool, prob, np.exp(shift) * x) - value(p, e)) < 1e-12
+        assert abs(expected(pool, prob, np.exp(s) * per_logger) - value(p, e)) > 0.05
+    assert abs(expected(pool, prob, np.exp(stack(pool, probe, below).logw[:, -1])) - 1) < 1e-12
+    known, mixed = Weighted("IS"), Weighted("IS", "mixture", denominator=tuple(below))
+    assert mixed.name == "IS, mixture of loggers" and known.name == "IS"
+    assert mixed.estimate(pool, probe).value != known.estimate(pool, probe).value
+    half = [i for i, x in enumerate(pool) if x.policy == "two"]
+    alone = mixture_behavior([pool[i] for i in half], {k: [v[i] for i in half] for k, v in under.items()})
+    assert all(np.allclose(x, under["two", 0.3][i], atol=1e-12) for x, i in zip(alone, half)), "a part of a pool has its own shares"
+
+
+def expected(pool, prob, x):
+    "Expectation of the mean of x when every logger's episodes are drawn from its own law."
+    owner, total = np.array([e.policy for e in pool]), 0.0
+    for name in set(owner):
+        mine = owner == name
+        total += mine.mean() * (prob[mine] @ x[mine]) / prob[mine].sum()
+    return total
+
+
+def test_loggers_are_put_together_from_probes_and_checked_against_what_they_wrote(world):
+    p, b, e, _ = world
+    u = uniform_policy(p)
+    laws = {("one", 0.0): b, ("one", 0.5): mix(b, 0.5, u), ("two", 0.25): mix(e, 0.25, u), ("reference", 1.0): u}
+    pool = [x for (name, eps), law in laws.items() for x in to_episodes(p, draw(p, law, 30, key_rng(0, name, eps)), law, name, epsilon=eps)]
+    probes = dict(one=exact_probe(p, b, pool), two=exact_probe(p, e, pool), reference=reference_probe(TabularDomain(), pool))
+    found = logger_log_probs(pool, probes)
+    assert set(found) == set(laws)
+    for who, law in laws.items(): assert all(np.allclose(x, y, atol=1e-12) for x, y in zip(found[who], exact_probe(p, law, pool).logp))
+    blank = replace(probes["two"], logp=None)
+    for given, word in ((dict(probes, two=probes["one"]), "another agent"), (dict(probes, two=blank), "no log-probability"), ({"one": probes["one"], "reference": probes["reference"]}, "no probe of two")):
+        with pytest.raises(UserError, match=word): logger_log_probs(pool, given)
+    for given, word in (({k: v for k, v in found.items() if k[0] != "two"}, "not given"), (dict(found, extra=[]) | {("two", 0.25): found["two", 0.25][:3]}, "one array per episode"),
+                        ({k: [np.full(len(x), -np.inf) for x in v] for k, v in found.items()}, "none of the loggers")):
+        with pytest.raises(UserError, match=word): mixture_behavior(pool, given)
+    with pytest.raises(UserError, match="must be given"): Weighted("IS", "mixture")
+    assert sum(map(len, mixture_behavior(pool, found))) == sum(len(x.turns) for x in pool)
+
+
+def test_an_episode_without_a_turn_is_named(world):
+    p, b, e, pool = world
+    probe = exact_probe(p, e, pool)
+    none = [*pool[:3], replace(pool[3], turns=()), *pool[4:]]
+    cut = replace(probe, **{k: tuple(r[:0] if i == 3 else r for i, r in enumerate(getattr(probe, k))) for k in ("logp", "actions", "weights")})
+    for call in (lambda: stack(none, cut), lambda: Weighted("IS").estimate(none, cut), lambda: mixture_behavior(none, {("behavior", 0.0): list(cut.logp)})):
+        with pytest.raises(UserError, match="episode 3 holds no turn"): call()
