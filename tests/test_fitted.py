@@ -10,7 +10,7 @@ from test_weights import everything, log_ratio, logs_of, random_logs
 
 from adwm.core import UserError, key_rng
 from adwm.fitted import (Corrected, DMPaper, Encoded, Fitted, HistoryKey, NetConfig, NetFitter, Remember, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
-                         fit_together, fit_values, fold_parts, fqe_iterate, fqe_net, fqe_nets, fqe_solve, half_samples, is_random, likely, magic_terms, make_net, returns_to_go, simplex_qp, standardiser, transitions, wdr_terms)
+                         fit_reason, fit_together, fit_values, fold_parts, fqe_iterate, fqe_net, fqe_nets, fqe_solve, half_samples, is_random, likely, magic_terms, make_net, returns_to_go, simplex_qp, standardiser, transitions, wdr_terms)
 from adwm.tabular import TabularDomain, action_values, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value
 from adwm.weights import ESTIMATED, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, conclude, exact_probe, fit_behavior, mix_probes, pdis_terms, t_quantile
 
@@ -271,6 +271,53 @@ def test_the_filter_keeps_the_likelier_half_even_where_most_are_impossible(world
     assert kept.sum() == len(pool) // 2 and kept[::4].all()
 
 
+def test_the_filter_asks_how_likely_a_turn_is_and_not_how_long_the_episode(world):
+    p, b, e, u, pool = world
+    told = tuple(np.full(n, m) for n, m in ((6, -1.0), (1, -3.0), (2, -2.0), (5, -4.0)))   # by their sums the second would be first
+    assert likely(replace(exact_probe(p, e, pool[:4]), logp=told)).tolist() == [True, False, True, False]
+
+
+def test_a_fit_outside_the_logs_is_not_believed(world):
+    p, b, e, u, pool = world
+    probe = exact_probe(p, e, pool)
+    low, high = min(x.ret for x in pool), max(x.ret for x in pool)
+    said = lambda v, probe=probe: fit_reason(pool, probe, np.full(len(pool), v))[0]
+    assert said((low + high) / 2) == "" and "diverged" in said(np.nan)
+    assert "outside the logged returns" in said(high + 0.06 * (high - low)) and "outside the logged returns" in said(low - 0.06 * (high - low))
+    strange = replace(probe, actions=tuple(tuple(tuple(f"{a}!" for a in acts) for acts in row) for row in probe.actions))
+    assert "has seen 0.0%" in said((low + high) / 2, strange)
+    assert Fitted(HistoryKey(page_only=True), TableFitter()).estimate(pool, strange, 0).status == UNRELIABLE
+
+
+def test_pairs_that_nobody_tried_are_worth_the_mean_return_to_go(world):
+    p, b, e, u, pool = world
+    key, strange = HistoryKey(page_only=True), exact_probe(p, e, pool)
+    strange = replace(strange, actions=tuple(tuple(tuple(f"{a}!" for a in acts) for acts in row) for row in strange.actions))
+    rows = transitions(pool, strange, key)
+    for fitter in (TableFitter(), TableFitter(bootstrap=False)):
+        q = fitter.fit(rows, 0.9, 0)
+        assert np.allclose(q(rows.actions[rows.weight > 0]), returns_to_go(rows, 0.9).mean()) and q(np.array([10**6]))[0] == pytest.approx(returns_to_go(rows, 0.9).mean())
+
+
+def test_a_fit_is_estimated_where_weights_confirm_it(world):
+    p, b, e, u, pool = world
+    pool = [replace(x, task=replace(x.task, id=f"{x.task.id}/{i}")) for i, x in enumerate(pool)]
+    own = [replace(x, task=replace(x.task, id=x.task.id.split("/")[0])) for x in pool]
+    near, free = exact_probe(p, b, own), lambda task, *rest: key(replace(task, id=task.id.split("/")[0]), *rest)
+    key, fitter = HistoryKey(), TableFitter()
+    asked = lambda probe=near, encode=free, pool=pool, **how: Fitted(encode, fitter, **how).estimate(pool, probe, 0)
+    assert asked().status == ESTIMATED and asked().reason == ""
+    biased = lambda *pair: 0   # one key for everything: the target's value is the pool's
+    better = tuple(x * np.exp(4 * y) for x, y in zip(b, action_values(p, b)[0]))
+    better = mix(tuple(x / x.sum(-1, keepdims=True) for x in better), 0.3, b)
+    est = asked(exact_probe(p, better, own), biased, splits=3)
+    assert est.status == UNRELIABLE and "doubly robust" in est.reason
+    assert "not measured" in asked(splits=0).reason and "no log-probability" in asked(replace(near, logp=None)).reason
+    silent = [replace(x, turns=tuple(replace(t, logp=None) for t in x.turns)) for x in pool]
+    assert asked(pool=silent).status == UNRELIABLE and "without behavior log-probabilities" in asked(pool=silent).reason
+    assert DMPaper().estimate(pool, near, 0).status == UNRELIABLE
+
+
 def test_features_the_logs_never_show_cannot_blow_up():
     x = np.zeros((50, 3))
     x[:, 0], x[0, 1] = np.arange(50), 1e-3
@@ -387,6 +434,19 @@ def test_replay_with_exact_values_and_terminal_rewards():
     pool = to_episodes(p, draw(p, b, 3000, key_rng(0, "replay")), b)
     est = Replay(HistoryKey(), TableFitter(bootstrap=False)).estimate(pool, exact_probe(p, b, pool), 0)
     assert abs(est.value - value(p, b)) < 0.05, "replaying the behavior policy gives its value"
+
+
+@pytest.mark.parametrize("prefixes,discount", [(1, 1.0), (3, 0.6), (5, 0.9)])
+def test_replay_is_what_was_earned_plus_the_next_actions_value_at_evenly_spread_prefixes(world, prefixes, discount):
+    p, b, e, u, pool = world
+    probe, key = exact_probe(p, e, pool), HistoryKey(page_only=True)
+    q, values = TableFitter(bootstrap=False).fit(transitions(pool, probe, key), discount, 0), []
+    for x, acts, weights in zip(pool, probe.actions, probe.weights):
+        asked = sorted({round(i * (len(x.turns) - 1) / max(prefixes - 1, 1)) for i in range(prefixes)})
+        worth = lambda t: sum(w * q(np.array([key(x.task, x.turns[:t], x.turns[t].obs, a)]))[0] for a, w in zip(acts[t], weights[t]))
+        values.append(np.mean([sum(discount**k * x.turns[k].reward for k in range(t)) + discount**t * worth(t) for t in asked]))
+    assert Replay(key, TableFitter(bootstrap=False), prefixes, discount).estimate(pool, probe, 0).value == pytest.approx(np.mean(values), abs=1e-12)
+    assert Replay(None).prefixes == 5
 
 
 def test_fits_are_shared_and_truncation_has_no_successor(world):
