@@ -9,10 +9,10 @@ from scipy.optimize import minimize
 from test_weights import everything, log_ratio, logs_of, random_logs
 
 from adwm.core import UserError, key_rng
-from adwm.fitted import (Corrected, DMPaper, Encoded, Fitted, HistoryKey, NetConfig, NetFitter, Remember, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
+from adwm.fitted import (cross_checked, half_rows, unconfirmed, Corrected, DMPaper, Encoded, Fitted, HistoryKey, NetConfig, NetFitter, Remember, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
                          fit_reason, fit_together, fit_values, fold_parts, fqe_iterate, fqe_net, fqe_nets, fqe_solve, half_samples, is_random, likely, magic_terms, make_net, returns_to_go, simplex_qp, standardiser, transitions, wdr_terms)
 from adwm.tabular import TabularDomain, action_values, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value
-from adwm.weights import ESTIMATED, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, conclude, exact_probe, fit_behavior, mix_probes, pdis_terms, t_quantile
+from adwm.weights import ESTIMATED, IMPOSSIBLE, UNRELIABLE, Estimate, Logs, Weighted, action_coverage, conclude, exact_probe, fit_behavior, mix_probes, pdis_terms, t_quantile
 
 torch.set_num_threads(1)
 mean = lambda terms: float(np.exp(terms[1]) * terms[0].mean())
@@ -316,6 +316,10 @@ def test_a_fit_is_estimated_where_weights_confirm_it(world):
     silent = [replace(x, turns=tuple(replace(t, logp=None) for t in x.turns)) for x in pool]
     assert asked(pool=silent).status == UNRELIABLE and "without behavior log-probabilities" in asked(pool=silent).reason
     assert DMPaper().estimate(pool, near, 0).status == UNRELIABLE
+    told = lambda value, half: Estimate(value, (value - half, value + half), ESTIMATED)
+    assert unconfirmed(told(1, 0.2), told(1.09, 0.19)) == "" and "only" in unconfirmed(told(1, 0.2), told(1, 0.21)) and "says 1.11" in unconfirmed(told(1, 0.2), told(1.11, 0.1))
+    fits = [fitter.fit(r, 1.0, 0) for r in half_rows(pool, transitions(pool, near, free), 1, 0)]
+    assert cross_checked(Fitted(free, fitter), pool, near, fits, 0).value == Corrected(free, fitter).estimate(pool, near, 0).value, "nobody is valued by a fit that knows him"
 
 
 def test_features_the_logs_never_show_cannot_blow_up():
