@@ -6,9 +6,10 @@
 __all__ = ['Encoder', 'PAIRS', 'Transitions', 'transitions', 'mix_rows', 'Encoded', 'rows_for', 'coverage_for', 'HistoryKey',
            'TextFeatures', 'fqe_solve', 'fqe_iterate', 'standardiser', 'NetConfig', 'make_net', 'Stack', 'fqe_nets',
            'fqe_net', 'returns_to_go', 'TableFitter', 'NetFitter', 'Remember', 'fit_all', 'Valued', 'fold_parts',
-           'fit_values', 'wanted_rows', 'fit_reason', 'DMPaper', 'half_samples', 'half_rows', 'widen', 'valued',
-           'first_values', 'Fitted', 'likely', 'td_errors', 'dr_terms', 'wdr_terms', 'simplex_qp', 'blends',
-           'magic_terms', 'Corrected', 'Replay', 'classical', 'is_random', 'fit_together']
+           'fit_values', 'values_of', 'wanted_rows', 'td_errors', 'dr_terms', 'wdr_terms', 'simplex_qp', 'blends',
+           'magic_terms', 'stretch', 'Corrected', 'fit_reason', 'DMPaper', 'half_samples', 'half_rows', 'widen',
+           'unconfirmed', 'cross_checked', 'valued', 'first_values', 'Fitted', 'likely', 'Replay', 'classical',
+           'is_random', 'fit_together']
 
 # %% ../nbs/41_fitted.ipynb #431c34fd
 import hashlib
@@ -22,8 +23,8 @@ from torch import nn
 from .core import UserError, key_int
 from .envs import Domain, overlap, words
 from .episodes import Episode, Task, Turn, split_by_task
-from .weights import (Estimate, Logs, Probe, Weighted, WeightRule, action_coverage, behavior_of, conclude, discounts, hill, impossible,
-                          kish_ess, largest_share, mix_probes, normalised, pad, pdis_terms, ratio_terms, stack, stepwis_terms, t_quantile, thin, unweighable, UNRELIABLE)
+from .weights import (BEHAVIORS, ESTIMATED, UNRELIABLE, Estimate, Logs, Probe, Weighted, WeightRule, action_coverage, add_terms, behavior_of, check_behavior, conclude,
+                          discounts, impossible, mix_probes, normalised, pad, pdis_terms, ratio_terms, stack, stepwis_terms, t_quantile, thin, turn_counts, unweighable, weight_notes)
 
 # %% ../nbs/41_fitted.ipynb #4b21ca2e
 Encoder = Callable[[Task, tuple[Turn, ...], str, str], int | np.ndarray]  # (task, history, page, action) -> key or features
@@ -61,6 +62,7 @@ def transitions(
 ) -> Transitions:
     "Rows of a pool with the target's actions; raises UserError where the probe does not fit or says nothing."
     probe.check(pool)
+    lengths = np.array(turn_counts(pool))
     m = max((len(a) for row in probe.actions for a in row), default=0)
     if m == 0: raise UserError(f"the probe of {probe.policy} holds no actions: sample some (m > 0) for estimators that fit values")
     x, acts, weight = [], [], []
@@ -71,7 +73,6 @@ def transitions(
             codes = {c: encode(e.task, past, turn.obs, c) for c in dict.fromkeys(a)}
             acts.append([codes[c] for c in a] + [x[-1]] * (m - len(a)))
             weight.append(np.pad(w, (0, m - len(w))))
-    lengths = np.array([len(e.turns) for e in pool])
     after = np.arange(1, lengths.sum() + 1)
     after[np.cumsum(lengths) - 1] = -1
     reward = np.array([t.reward for e in pool for t in e.turns], float)
@@ -98,22 +99,22 @@ class Encoded:
         "Encode one pair."
         return self.encode(*what)
 
-    def _kept(self, memory, first, second, make):
-        key = (id(first), id(second))
-        if key not in memory: memory[key] = (first, second, make())   # holding both keeps their ids their own
+    def _kept(self, memory, things, make):
+        key = tuple(map(id, things))
+        if key not in memory: memory[key] = (things, make())   # holding them keeps their ids their own
         while len(memory) > self.size: del memory[next(iter(memory))]
-        return memory[key][2]
+        return memory[key][1]
 
     def rows(self, pool: list[Episode], probe: Probe) -> Transitions:
         "The rows of a probe, thinned to m actions where m is given; those of a mixture from its parts."
-        if not probe.parts: return self._kept(self.known, pool, probe, lambda: transitions(pool, thin(probe, self.m) if self.m else probe, self.encode))
+        if not probe.parts: return self._kept(self.known, (*pool, probe), lambda: transitions(pool, thin(probe, self.m) if self.m else probe, self.encode))
         agent, reference = (self.rows(pool, p) for p in probe.parts)
-        return mix_rows(agent, reference, probe.epsilon, self._kept(self.pairs, agent, reference, lambda: np.concatenate([agent.actions, reference.actions], 1)))
+        return mix_rows(agent, reference, probe.epsilon, self._kept(self.pairs, (agent, reference), lambda: np.concatenate([agent.actions, reference.actions], 1)))
 
     def coverage(self, pool: list[Episode], probe: Probe) -> float:
         "Action coverage of a probe under the given key."
         if probe.parts: return (1 - probe.epsilon) * self.coverage(pool, probe.parts[0]) + probe.epsilon * self.coverage(pool, probe.parts[1])
-        return self._kept(self.shares, pool, probe, lambda: action_coverage(pool, probe, *([self.key] if self.key else [])))
+        return self._kept(self.shares, (*pool, probe), lambda: action_coverage(pool, probe, *([self.key] if self.key else [])))
 
 def rows_for(pool: list[Episode], probe: Probe, encode: Encoder) -> Transitions:
     "The rows of a probe, remembered where the encoder can."
@@ -360,8 +361,10 @@ def fold_parts(
     seed: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # episodes to learn from, episodes to value
     "Folds by task, as episode numbers."
-    number, everyone = {id(e): i for i, e in enumerate(pool)}, np.arange(len(pool))
-    return [(everyone, everyone)] if folds < 2 else [tuple(np.array([number[id(e)] for e in half]) for half in split) for split in split_by_task(pool, folds, seed)]
+    task, everyone = np.array([e.task.id for e in pool]), np.arange(len(pool))
+    if folds < 2: return [(everyone, everyone)]
+    held = [np.isin(task, [e.task.id for e in test]) for _, test in split_by_task(pool, folds, seed)]
+    return [(np.flatnonzero(~h), np.flatnonzero(h)) for h in held]
 
 def fit_values(
     pool: list[Episode],
@@ -375,9 +378,16 @@ def fit_values(
 ) -> Valued:
     "Q and V at every logged turn, cross-fitted by task when folds > 1."
     rows, parts = rows_for(pool, probe, encode), fold_parts(pool, folds, seed)
-    models = fit_all(fitter, wanted_rows(rows, parts, keep), discount, seed)
+    return values_of(rows, fit_all(fitter, wanted_rows(rows, parts, keep), discount, seed), [test for _, test in parts])
+
+def values_of(
+    rows: Transitions,
+    models: list[Callable],
+    tests: list[np.ndarray],   # of each: the episodes that it values
+) -> Valued:
+    "Q and V at every logged turn, each by the model of its part."
     q, v = np.zeros(len(rows.x)), np.zeros(len(rows.x))
-    for model, (_, test) in zip(models, parts):
+    for model, test in zip(models, tests):
         here = np.isin(rows.episode, test)
         q[here], v[here] = model(rows.x[here]), (rows.weight[here] * model(rows.actions[here])).sum(1)
     return Valued(rows.spread(q), rows.spread(v))
@@ -386,139 +396,6 @@ def wanted_rows(rows: Transitions, parts: list, keep: np.ndarray | None = None) 
     "What is fitted for each part: all rows, or those of the episodes to learn from."
     if len(parts) == 1 and keep is None: return [rows]
     return [rows.only(train if keep is None else train[keep[train]]) for train, _ in parts]
-
-# %% ../nbs/41_fitted.ipynb #0b7b457b
-def fit_reason(
-    pool: list[Episode],
-    probe: Probe,
-    values: np.ndarray,  # (n,) fitted values at the first turn
-    discount: float = 1.0,
-    least: float = 0.05, # action coverage below which a fit extrapolates
-    encode: Encoder | None = None,  # one that remembers coverage
-) -> tuple[str, dict]:   # one sentence or nothing, notes
-    "Why a fitted value should not be believed."
-    gains = np.array([sum(discount**t * x.reward for t, x in enumerate(e.turns)) for e in pool])
-    low, high, covered = gains.min(), gains.max(), coverage_for(pool, probe, encode)
-    notes = dict(action_coverage=covered)
-    if not np.isfinite(values).all(): return "the fit diverged", notes
-    if values.mean() < low - 0.05 * (high - low) or values.mean() > high + 0.05 * (high - low):
-        return f"the fitted value {values.mean():.3g} lies outside the logged returns [{low:.3g}, {high:.3g}]", notes
-    if covered < least: return f"the pool has seen {covered:.1%} of what the target would do at its pages", notes
-    return "", notes
-
-# %% ../nbs/41_fitted.ipynb #e447552b
-@dataclass(frozen=True)
-class DMPaper:
-    "The paper's direct method: a value without the target in it (Eq. 44)."
-    discount: float = 1.0
-    level: float = 0.9
-    name: str = "DM (paper)"
-
-    def estimate(self, pool: list[Episode], probe: Probe, seed: int = 0) -> Estimate:
-        "The behavior's value, whoever is asked about: the first page's fitted value is its tasks' mean return."
-        if len(pool) < 2: return impossible(f"the pool holds {len(pool)} trajectories: at least two are needed")
-        gains = np.array([sum(self.discount**t * x.reward for t, x in enumerate(e.turns)) for e in pool])
-        if not np.isfinite(gains).all(): raise UserError("the pool holds a reward that is not a number")
-        return conclude(gains, 0.0, np.array([e.task.id for e in pool]), level=self.level)
-
-# %% ../nbs/41_fitted.ipynb #e6fc1f1e
-PAIRS = (((0, 2), (1, 3)), ((0, 1), (2, 3)), ((0, 3), (1, 2)))   # of the quarters; the first is the split of two folds
-
-def half_samples(
-    pool: list[Episode],
-    splits: int,   # 0 to 3
-    seed: int,
-) -> list[np.ndarray]:  # episode numbers: A, B of the first split, A, B of the second, ...; empty with fewer than four tasks
-    "Balanced halves of a pool by task."
-    if splits not in range(len(PAIRS) + 1): raise UserError(f"there are three balanced ways to halve a pool, so splits must lie between 0 and 3, not {splits}")
-    if len({e.task.id for e in pool}) < 4: return []
-    quarters = [part for _, part in fold_parts(pool, 4, seed)]
-    return [np.sort(np.concatenate([quarters[q] for q in half])) for pair in PAIRS[:splits] for half in pair]
-
-def half_rows(
-    pool: list[Episode],
-    rows: Transitions,
-    splits: int,
-    seed: int,
-    keep: np.ndarray | None = None,  # (n,) bool: the fit on all uses these episodes only
-) -> list[Transitions]:              # empty where a half has nothing to learn from
-    "What is fitted to know the error of a fit."
-    halves = [h if keep is None else h[keep[h]] for h in half_samples(pool, splits, seed)]
-    return [rows.only(h) for h in halves] if all(map(len, halves)) else []
-
-# %% ../nbs/41_fitted.ipynb #197f36b6
-def widen(
-    alone: Estimate,      # with the interval of the tasks, the fit taken as it is
-    halves: list[float],  # the same value under fits on halves: A, B, A, B, ...
-    level: float = 0.9,
-) -> Estimate:
-    "Add the sampling error of the fit to an interval (random groups)."
-    if not np.isfinite(alone.value): return alone
-    if not len(halves): return replace(alone, status=UNRELIABLE, reason=alone.reason or "there are too few tasks to know the error of the fit")
-    apart = np.subtract(halves[::2], halves[1::2]) / 2
-    error = float(np.sqrt(np.mean(apart**2)))
-    half = np.hypot((alone.interval[1] - alone.interval[0]) / 2, t_quantile((1 + level) / 2, len(apart)) * error)
-    return replace(alone, interval=(alone.value - half, alone.value + half), notes=alone.notes | dict(fit_error=error))
-
-def valued(
-    estimator,             # what is asked: discount, level, splits, fitter, encode
-    pool: list[Episode],
-    probe: Probe,
-    seed: int,
-    rows: Transitions,     # to fit on
-    terms: Callable,       # Q -> (n,) one value per trajectory
-    keep: np.ndarray | None = None,  # (n,) bool: fit on these episodes only
-) -> Estimate:
-    "The mean of a fit's values with both errors and the status of the fit."
-    everyone = wanted_rows(rows, fold_parts(pool, 0, seed), keep)
-    model, *halves = fit_all(estimator.fitter, everyone + half_rows(pool, rows, estimator.splits, seed, keep), estimator.discount, seed)
-    x = terms(model)
-    reason, notes = fit_reason(pool, probe, x, estimator.discount, encode=estimator.encode)
-    alone = conclude(x, 0.0, np.array([e.task.id for e in pool]), reason, estimator.level, notes)
-    return widen(alone, [terms(q).mean() for q in halves], estimator.level) if estimator.splits else alone
-
-def first_values(
-    rows: Transitions,
-    model: Callable,
-) -> np.ndarray:   # (n,)
-    "V at the first turn of every episode."
-    first = np.flatnonzero(np.diff(rows.episode, prepend=-1))
-    return (rows.weight[first] * model(rows.actions[first])).sum(1)
-
-# %% ../nbs/41_fitted.ipynb #2a51bdcf
-@dataclass(frozen=True)
-class Fitted:
-    "dm and FQE: the fitted value of the target at the first turn."
-    encode: Encoder
-    fitter: object = field(default_factory=NetFitter)
-    name: str = "FQE"
-    epsilon: str = "refit"   # or "evaluation", "paper"
-    keep: float = 0.5        # share of trajectories the paper's filter keeps
-    discount: float = 1.0
-    level: float = 0.9
-    splits: int = 1          # halvings that measure the fit's error; 0 leaves it out
-
-    def estimate(self, pool: list[Episode], probe: Probe, seed: int = 0) -> Estimate:
-        "Fit, then average over first turns."
-        if len(pool) < 2: return impossible(f"the pool holds {len(pool)} trajectories: at least two are needed")
-        if self.epsilon not in ("refit", "evaluation", "paper"): raise UserError(f"epsilon is treated as '{self.epsilon}': choose refit, evaluation or paper")
-        if self.epsilon == "evaluation" and probe.parts: return self._mixed(pool, probe, seed)
-        if self.epsilon == "evaluation" and 0 < probe.epsilon: return impossible("mixing at evaluation needs the parts of the mixture: build the probe with mix_probes")
-        if self.epsilon == "paper" and probe.logp is None: return impossible(f"{probe.policy} has no log-probability, so the likelier half of the trajectories is not known")
-        rows, keep = rows_for(pool, probe, self.encode), likely(probe, self.keep) if self.epsilon == "paper" else None
-        return valued(self, pool, probe, seed, rows, lambda model: first_values(rows, model), keep)
-
-    def _mixed(self, pool, probe, seed):
-        own, other = (rows_for(pool, mix_probes(*probe.parts, e), self.encode) for e in (0.0, 1.0))
-        return valued(self, pool, probe, seed, own, lambda model: (1 - probe.epsilon) * first_values(own, model) + probe.epsilon * first_values(other, model))
-
-def likely(
-    probe: Probe,
-    share: float = 0.5,
-) -> np.ndarray:   # (n,) bool
-    "The trajectories whose actions the target finds likeliest, by mean log-probability of a turn (the paper's filter, F.4)."
-    like = np.array([np.mean(lp) for lp in probe.logp])
-    return np.isin(np.arange(len(like)), np.argsort(-like, kind="stable")[:max(2, round(share * len(like)))])
 
 # %% ../nbs/41_fitted.ipynb #9bfd55a6
 def td_errors(
@@ -534,8 +411,8 @@ def td_errors(
 
 def dr_terms(logs: Logs, q: np.ndarray, v: np.ndarray, discount: float = 1.0) -> tuple[np.ndarray, float]:  # x (n,), shift
     "Doubly robust: the fitted value plus PDIS of its errors."
-    x, shift = pdis_terms(td_errors(logs, q, v, discount), discount)
-    return (x + np.exp(-shift) * v[:, 0], shift) if shift > 0 else (np.exp(shift) * x + v[:, 0], 0.0)
+    first = v[:, 0], 0.0 if v[:, 0].any() else -np.inf
+    return add_terms(pdis_terms(td_errors(logs, q, v, discount), discount), first)
 
 def wdr_terms(logs: Logs, q: np.ndarray, v: np.ndarray, discount: float = 1.0) -> tuple[np.ndarray, float]:  # x (n,), shift 0
     "Weighted doubly robust: the fitted value plus step-wise WIS (hold) of its errors."
@@ -588,11 +465,20 @@ def magic_terms(
 ) -> tuple[np.ndarray, float, np.ndarray]:  # x (n,), shift 0, weights of the rungs (T + 1,)
     "MAGIC: the mixture of rungs with the least estimated squared error."
     P = blends(logs, q, v, discount)
-    wdr = conclude(P[:, -1], 0.0, logs.task, level=0.5)
-    g, (low, high) = P.mean(0), wdr.interval
-    b = np.where(g > high, g - high, np.where(g < low, g - low, 0.0))
-    x = simplex_qp(np.cov(P.T) / len(P) + np.outer(b, b), 1e-6)
+    unit = np.ldexp(P, -int(np.frexp(np.abs(P).max())[1]))   # squares of the smallest terms stay in range
+    g, (low, high) = unit.mean(0), conclude(unit[:, -1], 0.0, logs.task, level=0.5).interval
+    b = np.maximum(0, np.maximum(g - high, low - g))
+    x = simplex_qp(np.cov(unit.T) / len(P) + np.outer(b, b), 1e-6)
     return P @ x, 0.0, x
+
+def stretch(
+    sure: Estimate,   # of the same quantity, with an interval that can be relied on
+    value: float,
+    **notes,
+) -> Estimate:
+    "Another value with that interval, stretched to hold it."
+    if not np.isfinite(sure.value): return sure
+    return replace(sure, value=value, interval=(min(sure.interval[0], value), max(sure.interval[1], value)), notes=sure.notes | notes)
 
 # %% ../nbs/41_fitted.ipynb #f51bc0b1
 @dataclass(frozen=True)
@@ -602,21 +488,24 @@ class Corrected:
     fitter: object = field(default_factory=NetFitter)
     form: str = "DR"          # or WDR, MAGIC
     folds: int = 2            # cross-fitting by task; 0: one fit on all
-    behavior: str = "known"   # or "estimated"
+    behavior: str = "known"   # or "estimated", "mixture"
     domain: Domain | None = None
     discount: float = 1.0
     level: float = 0.9
     rule: WeightRule = WeightRule()
-    fitted: tuple | None = None   # log pi_b that was estimated before
+    denominator: tuple | None = None  # log pi_b computed before, per episode (T,)
+
+    def __post_init__(self):
+        if self.form not in ("DR", "WDR", "MAGIC"): raise UserError(f"there is no '{self.form}': choose DR, WDR or MAGIC")
+        check_behavior(self)
 
     @property
     def name(self) -> str:
         "As it stands in tables."
-        return self.form + (", fitted behavior" if self.behavior == "estimated" else "")
+        return self.form + BEHAVIORS[self.behavior]
 
     def estimate(self, pool: list[Episode], probe: Probe, seed: int = 0) -> Estimate:
         "Fit Q, then correct it by weights."
-        if self.form not in ("DR", "WDR", "MAGIC"): raise UserError(f"there is no '{self.form}': choose DR, WDR or MAGIC")
         if reason := unweighable(self, pool, probe): return impossible(reason)
         logs = stack(pool, probe, behavior_of(self, pool, seed))
         if self.folds > len({e.task.id for e in pool}): return impossible(f"the pool has fewer than {self.folds} tasks to cross-fit over")
@@ -625,14 +514,173 @@ class Corrected:
 
     def from_logs(self, logs: Logs, q: np.ndarray, v: np.ndarray) -> Estimate:
         "The same from arrays."
-        final = logs.logw[:, -1]
-        if not np.isfinite(final).any(): return impossible("the target never acts as the pool did: no logged trajectory is possible under it")
-        ess, share, tail = kish_ess(final), largest_share(final), hill(final)
-        notes, reason = dict(ess=ess, share=share, tail=tail), self.rule.reason(ess, share, tail)
-        if self.form == "MAGIC":
-            x, shift, notes["rungs"] = magic_terms(logs, q, v, self.discount)
-        else: x, shift = (dr_terms if self.form == "DR" else wdr_terms)(logs, q, v, self.discount)
-        return conclude(x, shift, logs.task, reason, self.level, notes)
+        if not np.isfinite(logs.logw[:, -1]).any(): return impossible("the target never acts as the pool did: no logged trajectory is possible under it")
+        notes, terms = weight_notes(logs), dr_terms if self.form == "DR" else wdr_terms
+        alone = conclude(*terms(logs, q, v, self.discount), logs.task, self.rule.reason(**notes), self.level, notes)
+        if self.form != "MAGIC": return alone
+        x, _, rungs = magic_terms(logs, q, v, self.discount)
+        return stretch(alone, float(x.mean()), rungs=rungs)
+
+# %% ../nbs/41_fitted.ipynb #0b7b457b
+def fit_reason(
+    pool: list[Episode],
+    probe: Probe,
+    values: np.ndarray,  # (n,) fitted values at the first turn
+    discount: float = 1.0,
+    least: float = 0.05, # action coverage below which a fit extrapolates
+    encode: Encoder | None = None,  # one that remembers coverage
+) -> tuple[str, dict]:   # one sentence or nothing, notes
+    "Why a fitted value should not be believed."
+    gains = np.array([sum(discount**t * x.reward for t, x in enumerate(e.turns)) for e in pool])
+    low, high, covered = gains.min(), gains.max(), coverage_for(pool, probe, encode)
+    notes = dict(action_coverage=covered)
+    if not np.isfinite(values).all(): return "the fit diverged", notes
+    if values.mean() < low - 0.05 * (high - low) or values.mean() > high + 0.05 * (high - low):
+        return f"the fitted value {values.mean():.3g} lies outside the logged returns [{low:.3g}, {high:.3g}]", notes
+    if covered < least: return f"the pool has seen {covered:.1%} of what the target would do at its pages", notes
+    return "", notes
+
+# %% ../nbs/41_fitted.ipynb #e447552b
+@dataclass(frozen=True)
+class DMPaper:
+    "The paper's direct method: a value without the target in it (Eq. 44)."
+    discount: float = 1.0
+    level: float = 0.9
+    name: str = "DM (paper)"
+
+    def estimate(self, pool: list[Episode], probe: Probe, seed: int = 0) -> Estimate:
+        "The behavior's value, whoever is asked about: the first page's fitted value is its tasks' mean return."
+        if len(pool) < 2: return impossible(f"the pool holds {len(pool)} trajectories: at least two are needed")
+        gains = np.array([sum(self.discount**t * x.reward for t, x in enumerate(e.turns)) for e in pool])
+        if not np.isfinite(gains).all(): raise UserError("the pool holds a reward that is not a number")
+        return conclude(gains, 0.0, np.array([e.task.id for e in pool]), "it is the value of those who logged the pool, whatever the target", self.level)
+
+# %% ../nbs/41_fitted.ipynb #e6fc1f1e
+PAIRS = (((0, 2), (1, 3)), ((0, 1), (2, 3)), ((0, 3), (1, 2)))   # of the quarters; the first is the split of two folds
+
+def half_samples(
+    pool: list[Episode],
+    splits: int,   # 0 to 3
+    seed: int,
+) -> list[np.ndarray]:  # episode numbers: A, B of the first split, A, B of the second, ...; empty with fewer than four tasks
+    "Balanced halves of a pool by task."
+    if splits not in range(len(PAIRS) + 1): raise UserError(f"there are three balanced ways to halve a pool, so splits must lie between 0 and 3, not {splits}")
+    if len({e.task.id for e in pool}) < 4: return []
+    quarters = [part for _, part in fold_parts(pool, 4, seed)]
+    return [np.sort(np.concatenate([quarters[q] for q in half])) for pair in PAIRS[:splits] for half in pair]
+
+def half_rows(
+    pool: list[Episode],
+    rows: Transitions,
+    splits: int,
+    seed: int,
+    keep: np.ndarray | None = None,  # (n,) bool: the fit on all uses these episodes only
+) -> list[Transitions]:              # empty where a half has nothing to learn from
+    "What is fitted to know the error of a fit."
+    halves = [h if keep is None else h[keep[h]] for h in half_samples(pool, splits, seed)]
+    return [rows.only(h) for h in halves] if all(map(len, halves)) else []
+
+# %% ../nbs/41_fitted.ipynb #197f36b6
+def widen(
+    alone: Estimate,      # with the interval of the tasks, the fit taken as it is
+    halves: list[float],  # the same value under fits on halves: A, B, A, B, ...
+    level: float = 0.9,
+) -> Estimate:
+    "Add the sampling error of the fit to an interval (random groups)."
+    if not np.isfinite(alone.value): return alone
+    if not len(halves): return replace(alone, status=UNRELIABLE, reason=alone.reason or "there are too few tasks to know the error of the fit")
+    apart = np.subtract(halves[::2], halves[1::2]) / 2
+    error = float(np.sqrt(np.mean(apart**2)))
+    half = np.hypot((alone.interval[1] - alone.interval[0]) / 2, t_quantile((1 + level) / 2, len(apart)) * error)
+    return replace(alone, interval=(alone.value - half, alone.value + half), notes=alone.notes | dict(fit_error=error))
+
+# %% ../nbs/41_fitted.ipynb #51073e23
+def unconfirmed(
+    fit: Estimate,   # a fitted value; its interval holds both sampling errors
+    dr: Estimate,    # doubly robust, on cross-fits of the same fitter
+) -> str:            # one sentence, or nothing
+    "Why weights do not confirm a fitted value."
+    half, theirs = ((e.interval[1] - e.interval[0]) / 2 for e in (fit, dr))
+    if dr.status != ESTIMATED: return f"the interval leaves out the fit's bias, and no weights tell it: {dr.reason}"
+    if abs(dr.value - fit.value) > half / 2: return f"the interval leaves out the fit's bias, and doubly robust says {dr.value:.3g}"
+    return f"the interval leaves out the fit's bias, which doubly robust knows to +- {theirs:.2g} only" if theirs > half else ""
+
+def cross_checked(
+    estimator,
+    pool: list[Episode],
+    probe: Probe,
+    halves: list[Callable],  # fits on the halves A, B of the first split, ...
+    seed: int,
+) -> Estimate:
+    "Doubly robust on a fit's own halves, each valued by the other's."
+    weigher = Corrected(estimator.encode, discount=estimator.discount, level=estimator.level)
+    if reason := unweighable(weigher, pool, probe): return impossible(reason)
+    fit = values_of(rows_for(pool, probe, estimator.encode), halves[:2], half_samples(pool, 1, seed)[::-1])
+    return weigher.from_logs(stack(pool, probe), fit.q, fit.v)
+
+# %% ../nbs/41_fitted.ipynb #826acc86
+def valued(
+    estimator,             # what is asked: discount, level, splits, fitter, encode
+    pool: list[Episode],
+    probe: Probe,
+    seed: int,
+    rows: Transitions,     # to fit on
+    terms: Callable,       # Q -> (n,) one value per trajectory
+    keep: np.ndarray | None = None,  # (n,) bool: fit on these episodes only
+) -> Estimate:
+    "The mean of a fit's values with both errors and the status of the fit."
+    everyone = wanted_rows(rows, fold_parts(pool, 0, seed), keep)
+    model, *halves = fit_all(estimator.fitter, everyone + half_rows(pool, rows, estimator.splits, seed, keep), estimator.discount, seed)
+    x = terms(model)
+    reason, notes = fit_reason(pool, probe, x, estimator.discount, encode=estimator.encode)
+    alone = conclude(x, 0.0, np.array([e.task.id for e in pool]), reason, estimator.level, notes)
+    wide = widen(alone, [terms(q).mean() for q in halves], estimator.level) if estimator.splits else alone
+    if wide.status != ESTIMATED: return wide
+    reason = unconfirmed(wide, cross_checked(estimator, pool, probe, halves, seed)) if estimator.splits else "the error of the fit was not measured: ask for splits"
+    return replace(wide, status=UNRELIABLE if reason else ESTIMATED, reason=reason)
+
+def first_values(
+    rows: Transitions,
+    model: Callable,
+) -> np.ndarray:   # (n,)
+    "V at the first turn of every episode."
+    first = np.flatnonzero(np.diff(rows.episode, prepend=-1))
+    return (rows.weight[first] * model(rows.actions[first])).sum(1)
+
+# %% ../nbs/41_fitted.ipynb #2a51bdcf
+@dataclass(frozen=True)
+class Fitted:
+    "dm and FQE: the fitted value of the target at the first turn."
+    encode: Encoder
+    fitter: object = field(default_factory=NetFitter)
+    name: str = "FQE"
+    epsilon: str = "refit"   # or "evaluation", "paper"
+    keep: float = 0.5        # share of trajectories the paper's filter keeps
+    discount: float = 1.0
+    level: float = 0.9
+    splits: int = 1          # halvings that measure the fit's error; 0 leaves it out
+
+    def estimate(self, pool: list[Episode], probe: Probe, seed: int = 0) -> Estimate:
+        "Fit, then average over first turns."
+        if len(pool) < 2: return impossible(f"the pool holds {len(pool)} trajectories: at least two are needed")
+        if self.epsilon not in ("refit", "evaluation", "paper"): raise UserError(f"epsilon is treated as '{self.epsilon}': choose refit, evaluation or paper")
+        if self.epsilon == "evaluation" and probe.parts: return self._mixed(pool, probe, seed)
+        if self.epsilon == "evaluation" and 0 < probe.epsilon: return impossible("mixing at evaluation needs the parts of the mixture: build the probe with mix_probes")
+        if self.epsilon == "paper" and probe.logp is None: return impossible(f"{probe.policy} has no log-probability, so the likelier half of the trajectories is not known")
+        rows, keep = rows_for(pool, probe, self.encode), likely(probe, self.keep) if self.epsilon == "paper" else None
+        return valued(self, pool, probe, seed, rows, lambda model: first_values(rows, model), keep)
+
+    def _mixed(self, pool, probe, seed):
+        own, other = (rows_for(pool, mix_probes(*probe.parts, e), self.encode) for e in (0.0, 1.0))
+        return valued(self, pool, probe, seed, own, lambda model: (1 - probe.epsilon) * first_values(own, model) + probe.epsilon * first_values(other, model))
+
+def likely(
+    probe: Probe,
+    share: float = 0.5,
+) -> np.ndarray:   # (n,) bool
+    "The trajectories whose actions the target finds likeliest, by mean log-probability of a turn (the paper's filter, F.4)."
+    like = np.array([np.mean(lp) for lp in probe.logp])
+    return np.isin(np.arange(len(like)), np.argsort(-like, kind="stable")[:max(2, round(share * len(like)))])
 
 # %% ../nbs/41_fitted.ipynb #1d0529db
 @dataclass(frozen=True)
@@ -665,21 +713,21 @@ def classical(
     fitter=None,           # for FQE, DR, WDR, MAGIC
     returns_fitter=None,   # for dm and replay: regression on returns
     folds: int = 2,
-    domain: Domain | None = None,
-    fitted_behavior: bool = False,  # add the rows with an estimated behavior policy
+    fitted_behavior: tuple | None = None,  # log pi_b of `fit_behavior`, per episode (T,): adds the rows that divide by it
+    mixture: tuple | None = None,          # log pi_b of `mixture_behavior`, per episode (T,): adds the rows that divide by it
     discount: float = 1.0,
-    fitted: tuple | None = None,    # log pi_b that was estimated before, per episode (T,)
-    level: float = 0.9,             # of every interval
+    level: float = 0.9,                    # of every interval
 ) -> list:                 # estimators, each with name and estimate(pool, probe, seed)
     "Every classical estimator, ready to run."
     keep = lambda f: f if isinstance(f, Remember) else Remember(f)
     fitter, plain = keep(fitter or NetFitter()), keep(returns_fitter or NetFitter(bootstrap=False))
-    same = dict(discount=discount, level=level)
-    guess = dict(behavior="estimated", domain=domain, fitted=fitted, **same)
-    out = [Weighted(f, **same) for f in ("IS", "PDIS", "WIS", "step-WIS")] + [Weighted("step-WIS", after_end="zero", **same), DMPaper(**same), Fitted(encode, plain, "DM", splits=3, **same)]
+    same, forms = dict(discount=discount, level=level), ("IS", "PDIS", "WIS", "step-WIS")
+    out = [Weighted(f, **same) for f in forms] + [Weighted("step-WIS", after_end="zero", **same), DMPaper(**same), Fitted(encode, plain, "DM", splits=3, **same)]
     out += [Fitted(encode, fitter, name, how, **same) for name, how in (("FQE", "refit"), ("FQE (paper's filter)", "paper"), ("FQE (mixed at evaluation)", "evaluation"))]
     out += [Corrected(encode, fitter, form, folds, **same) for form in ("DR", "WDR", "MAGIC")]
-    if fitted_behavior: out += [Weighted(f, **guess) for f in ("IS", "WIS")] + [Corrected(encode, fitter, f, folds, **guess) for f in ("DR", "WDR")]
+    for kind, below, weighted, corrected in (("estimated", fitted_behavior, ("IS", "WIS"), ("DR", "WDR")), ("mixture", mixture, forms, ("DR", "WDR", "MAGIC"))):
+        over = dict(behavior=kind, denominator=below, **same)
+        if below is not None: out += [Weighted(f, **over) for f in weighted] + [Corrected(encode, fitter, f, folds, **over) for f in corrected]
     return out + [Replay(encode, plain, **same)]
 
 def is_random(estimator) -> bool:

@@ -164,9 +164,9 @@ def answer(
     out = [{} for _ in sheets]
     def note(asked, hidden):
         for (i, q), a in zip(asked, allowed_log_probs(agent, hidden, [q.allowed for _, q in asked])): out[i][q.turn, q.said] = a
-    asked = [(i, q) for i, s in enumerate(sheets) for q in s.questions if q.fork == len(q.said)]
+    asked = [(i, q) for i, s in enumerate(sheets) for q in s.questions if q.on_path]
     note(asked, trunk.hidden[[i for i, _ in asked], [q.start + q.fork - 1 for _, q in asked]])
-    left = [(i, q) for i, s in enumerate(sheets) for q in s.questions if q.fork < len(q.said) and reach(q, out[i]) >= np.log(least)]
+    left = [(i, q) for i, s in enumerate(sheets) for q in s.questions if not q.on_path and reach(q, out[i]) >= np.log(least)]
     ends, depth = {(i, q.turn, q.said[:q.fork]): Branch(i, q.start + q.fork - 1) for i, q in left}, 0
     while left:
         depth += 1

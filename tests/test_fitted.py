@@ -1,18 +1,18 @@
 """Fitted values and their corrections against exact oracles, plain loops and each other."""
 from dataclasses import replace
-from decimal import Decimal, getcontext
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from scipy.optimize import minimize
 from test_weights import everything, log_ratio, logs_of, random_logs
 
 from adwm.core import UserError, key_rng
-from adwm.fitted import (Corrected, DMPaper, Encoded, Fitted, HistoryKey, NetConfig, NetFitter, Remember, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
-                         fit_together, fit_values, fold_parts, fqe_iterate, fqe_net, fqe_nets, fqe_solve, half_samples, is_random, likely, magic_terms, make_net, returns_to_go, simplex_qp, standardiser, transitions, wdr_terms)
+from adwm.fitted import (cross_checked, half_rows, unconfirmed, Corrected, DMPaper, Encoded, Fitted, HistoryKey, NetConfig, NetFitter, Remember, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
+                         fit_reason, fit_together, fit_values, fold_parts, fqe_iterate, fqe_net, fqe_nets, fqe_solve, half_samples, is_random, likely, magic_terms, make_net, returns_to_go, simplex_qp, standardiser, transitions, wdr_terms)
 from adwm.tabular import TabularDomain, action_values, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value
-from adwm.weights import IMPOSSIBLE, UNRELIABLE, Logs, action_coverage, conclude, exact_probe, mix_probes, pdis_terms, t_quantile
+from adwm.weights import ESTIMATED, IMPOSSIBLE, UNRELIABLE, Estimate, Logs, Weighted, action_coverage, conclude, exact_probe, fit_behavior, mix_probes, pdis_terms, t_quantile
 
 torch.set_num_threads(1)
 mean = lambda terms: float(np.exp(terms[1]) * terms[0].mean())
@@ -56,16 +56,17 @@ def test_tabular_fqe_is_exact_on_a_fully_logged_deterministic_process():
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.9])
-def test_doubly_robust_limits_and_the_formula_of_cobs(discount):
+def test_doubly_robust_limits_and_the_formula_of_its_authors(discount):
     logs = random_logs(seed=3)
     rng = key_rng(0, "qv")
     q, v = rng.normal(size=logs.reward.shape) * logs.alive, rng.normal(size=logs.reward.shape) * logs.alive
     n, T = q.shape
     for terms, weights in ((dr_terms, np.exp(logs.logw) / n), (wdr_terms, np.exp(logs.logw) / np.exp(logs.logw).sum(0))):
         before = np.concatenate([np.full((n, 1), 1 / n), weights[:, :-1]], 1)
-        cobs = sum(discount**t * (weights[:, t] * (logs.reward[:, t] - q[:, t]) * logs.alive[:, t] + before[:, t] * v[:, t] * logs.alive[:, t]).sum() for t in range(T))
-        assert abs(mean(terms(logs, q, v, discount)) - cobs) < 1e-12
+        whole = sum(discount**t * (weights[:, t] * (logs.reward[:, t] - q[:, t]) * logs.alive[:, t] + before[:, t] * v[:, t] * logs.alive[:, t]).sum() for t in range(T))
+        assert abs(mean(terms(logs, q, v, discount)) - whole) < 1e-12
     assert abs(mean(dr_terms(logs, 0 * q, 0 * v, discount)) - mean(pdis_terms(logs, discount))) < 1e-12
+    assert Corrected(None).from_logs(replace(logs, logw=logs.logw - 900), 0 * q, 0 * v).status == IMPOSSIBLE, "e^-900 is no double, and not 0"
     never = replace(logs, logw=np.full(q.shape, -np.inf))
     for terms in (dr_terms, wdr_terms): assert abs(mean(terms(never, q, v, discount)) - v[:, 0].mean()) < 1e-12
 
@@ -97,31 +98,8 @@ def test_huge_ratios_stay_finite():
         assert np.isfinite([est.value, *est.interval]).all() and est.status == UNRELIABLE
 
 
-@pytest.mark.parametrize("form", ["DR", "WDR"])
-@pytest.mark.parametrize("kind", ["mixed", "all low", "all high", "one giant"])
-def test_values_and_intervals_at_500_nats_against_sixty_digits(form, kind):
-    getcontext().prec = 60
-    n, T, rng = 30, 6, key_rng(1, kind)
-    totals = {"mixed": rng.uniform(-500, 500, n), "all low": -500 + rng.normal(size=n), "all high": 500 - rng.exponential(size=n), "one giant": np.r_[500.0, np.full(n - 1, -500.0)]}[kind]
-    logs = Logs((rng.dirichlet(np.ones(T), n) * totals[:, None]).cumsum(1), rng.uniform(0, 1, (n, T)), np.ones((n, T), bool))
-    q, v = rng.uniform(0, 1, (2, n, T))
-    exact = lambda a: [[Decimal(float(x)) for x in row] for row in a]
-    W, r, Q, V = [[x.exp() for x in row] for row in exact(logs.logw)], exact(logs.reward), exact(q), exact(v)
-    delta = [[r[i][t] + (V[i][t + 1] if t + 1 < T else 0) - Q[i][t] for t in range(T)] for i in range(n)]
-    x = [V[i][0] for i in range(n)]
-    for t in range(T):
-        total = sum(W[i][t] for i in range(n))
-        middle = sum(W[i][t] * delta[i][t] for i in range(n)) / total
-        x = [x[i] + (W[i][t] * delta[i][t] if form == "DR" else middle + n * W[i][t] / total * (delta[i][t] - middle)) for i in range(n)]
-    m = sum(x) / n
-    half = Decimal(t_quantile(0.95, n - 1)) * (sum((a - m) ** 2 for a in x) / (n - 1) / n).sqrt()
-    est = Corrected(None, form=form).from_logs(logs, q, v)
-    for mine, sure in ((est.value, m), (est.interval[0], m - half), (est.interval[1], m + half)):
-        assert np.isfinite(mine) and abs(Decimal(float(mine)) - sure) <= Decimal("1e-8") * max(abs(sure), abs(m), half)
-
-
-def magic_in_many_digits(logs, q, v):
-    "MAGIC's value and standard error in 50 digits; the quadratic program by trying every support."
+def in_many_digits(form, logs, q, v):
+    "Value and interval in 50 digits; MAGIC's quadratic program by trying every support."
     from itertools import combinations
     mp = pytest.importorskip("mpmath").mp.clone()
     mp.dps = 50
@@ -132,37 +110,58 @@ def magic_in_many_digits(logs, q, v):
     for t in range(T):
         delta, total = [r[i][t] + (V[i][t + 1] if t + 1 < T else 0) - Q[i][t] for i in range(n)], sum(W[i][t] for i in range(n))
         middle = sum(W[i][t] * delta[i] for i in range(n)) / total
-        rungs.append([rungs[-1][i] + middle + n * W[i][t] / total * (delta[i] - middle) for i in range(n)])
+        rungs.append([rungs[-1][i] + (W[i][t] * delta[i] if form == "DR" else middle + n * W[i][t] / total * (delta[i] - middle)) for i in range(n)])
     g, k = [sum(x) / n for x in rungs], T + 1
+    if form != "MAGIC":
+        half = mp.mpf(t_quantile(0.95, n - 1)) * mp.sqrt(sum((x - g[-1]) ** 2 for x in rungs[-1]) / (n - 1) / n)
+        return g[-1], g[-1] - half, g[-1] + half
     cov = [[sum((x - a) * (y - b) for x, y in zip(X, Y)) / (n - 1) / n for Y, b in zip(rungs, g)] for X, a in zip(rungs, g)]
     half = mp.mpf(t_quantile(0.75, n - 1)) * mp.sqrt(cov[-1][-1])
-    b = [max(x - g[-1] - half, 0) + min(x - g[-1] + half, 0) for x in g]
+    b = [max(x - g[-1] - half, g[-1] - half - x, 0) for x in g]
     A = mp.matrix([[cov[i][j] + b[i] * b[j] for j in range(k)] for i in range(k)])
     A = A + mp.mpf(1e-6) * sum(A[i, i] for i in range(k)) / k * mp.eye(k)
     best = None
     for on in (c for size in range(1, k + 1) for c in combinations(range(k), size)):
-        z = mp.lu_solve(mp.matrix([[A[i, j] for j in on] for i in on]), mp.matrix([1] * len(on)))
+        try: z = mp.lu_solve(mp.matrix([[A[i, j] for j in on] for i in on]), mp.matrix([1] * len(on)))
+        except ZeroDivisionError: continue   # all rungs are one number
         x = [z[on.index(i)] / sum(z) if i in on else mp.mpf(0) for i in range(k)]
         if min(x) >= 0:
             cost = sum(x[i] * A[i, j] * x[j] for i in range(k) for j in range(k))
             if best is None or cost < best[0]: best = cost, x
-    x = best[1]
-    return sum(a * b for a, b in zip(x, g)), mp.sqrt(sum(x[i] * cov[i][j] * x[j] for i in range(k) for j in range(k)))
+    m, half = sum(a * b for a, b in zip(best[1], g)) if best else g[-1], mp.mpf(t_quantile(0.95, n - 1)) * mp.sqrt(cov[-1][-1])
+    return m, min(m, g[-1] - half), max(m, g[-1] + half)
+
+
+def same_as_in_many_digits(form, logs, q, v):
+    est, exact = Corrected(None, form=form).from_logs(logs, q, v), in_many_digits(form, logs, q, v)
+    size = max(map(abs, exact))
+    if 0 < size and not -707 < np.log(2) * size.man_exp[1] + float(np.log(float(size.man_exp[0]))) < 708: return est.status == IMPOSSIBLE or np.allclose([*map(float, exact)], [est.value, *est.interval], 1e-6, 0)
+    return all(np.isfinite(mine) and abs(mine - sure) <= 1e-8 * size for mine, sure in zip((est.value, *est.interval), exact))
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(form=st.sampled_from(["DR", "WDR", "MAGIC"]), span=st.sampled_from([0, 1, 30, 300, 710, 1000]), where=st.sampled_from(["low", "around 0", "high"]),
+       reward=st.sampled_from(["zero", "tiny", "negative", "mixed", "heaviest earns nothing"]), fit=st.sampled_from(["none", "some", "tiny"]), n=st.integers(2, 7), T=st.integers(1, 3), seed=st.integers(0, 10**6))
+def test_values_and_intervals_at_any_scale_against_fifty_digits(form, span, where, reward, fit, n, T, seed):
+    rng = key_rng(seed, "scale")
+    totals = rng.uniform(0, span, n) - span * {"low": 1, "around 0": 0.5, "high": 0}[where]
+    r = rng.uniform(0, 1, (n, T)) * {"zero": 0, "tiny": 10.0 ** rng.integers(-300, -4, (n, T)), "negative": -1, "mixed": rng.choice([-1, 0, 1e-5, 1], (n, T)), "heaviest earns nothing": (totals < totals.max())[:, None]}[reward]
+    logs = Logs((rng.dirichlet(np.ones(T), n) * totals[:, None]).cumsum(1), r, np.ones((n, T), bool))
+    q, v = rng.uniform(0, 1, (2, n, T)) * {"none": 0, "some": 1, "tiny": 1e-200}[fit]
+    assert same_as_in_many_digits(form, logs, q, v)
 
 
 @pytest.mark.parametrize("fit", ["random", "near", "poor"])
 @pytest.mark.parametrize("kind", ["mixed", "all low", "all high", "one giant"])
-def test_magic_at_500_nats_against_many_digits(kind, fit):
+def test_longer_pools_at_500_nats_against_fifty_digits(kind, fit):
     n, T, rng = 30, 6, key_rng(2, kind, fit)
     totals = {"mixed": rng.uniform(-500, 500, n), "all low": -500 + rng.normal(size=n), "all high": 500 - rng.exponential(size=n), "one giant": np.r_[500.0, np.full(n - 1, -500.0)]}[kind]
     logs = Logs((rng.dirichlet(np.ones(T), n) * totals[:, None]).cumsum(1), rng.uniform(0, 1, (n, T)), np.ones((n, T), bool))
     q, v = rng.uniform(0, 1, (2, n, T))
     if fit == "near": q, v = (np.cumsum(logs.reward[:, ::-1], 1)[:, ::-1] + 0.1 * x for x in (q, v))
     if fit == "poor": q, v = q - 5, v - 5
-    est, (m, se) = Corrected(None, form="MAGIC").from_logs(logs, q, v), magic_in_many_digits(logs, q, v)
-    half = t_quantile(0.95, n - 1) * se
-    for mine, sure in ((est.value, m), (est.interval[0], m - half), (est.interval[1], m + half)):
-        assert np.isfinite(mine) and abs(mine - sure) <= 1e-8 * max(abs(sure), abs(m), half), (float(mine), float(sure))
+    est = Corrected(None, form="MAGIC").from_logs(logs, q, v)
+    assert all(same_as_in_many_digits(form, logs, q, v) for form in ("DR", "WDR", "MAGIC"))
     assert abs(est.notes["rungs"].sum() - 1) < 1e-12 and est.notes["rungs"].min() >= 0
 
 
@@ -272,6 +271,57 @@ def test_the_filter_keeps_the_likelier_half_even_where_most_are_impossible(world
     assert kept.sum() == len(pool) // 2 and kept[::4].all()
 
 
+def test_the_filter_asks_how_likely_a_turn_is_and_not_how_long_the_episode(world):
+    p, b, e, u, pool = world
+    told = tuple(np.full(n, m) for n, m in ((6, -1.0), (1, -3.0), (2, -2.0), (5, -4.0)))   # by their sums the second would be first
+    assert likely(replace(exact_probe(p, e, pool[:4]), logp=told)).tolist() == [True, False, True, False]
+
+
+def test_a_fit_outside_the_logs_is_not_believed(world):
+    p, b, e, u, pool = world
+    probe = exact_probe(p, e, pool)
+    low, high = min(x.ret for x in pool), max(x.ret for x in pool)
+    said = lambda v, probe=probe: fit_reason(pool, probe, np.full(len(pool), v))[0]
+    assert said((low + high) / 2) == "" and "diverged" in said(np.nan)
+    assert "outside the logged returns" in said(high + 0.06 * (high - low)) and "outside the logged returns" in said(low - 0.06 * (high - low))
+    strange = replace(probe, actions=tuple(tuple(tuple(f"{a}!" for a in acts) for acts in row) for row in probe.actions))
+    assert "has seen 0.0%" in said((low + high) / 2, strange)
+    assert Fitted(HistoryKey(page_only=True), TableFitter()).estimate(pool, strange, 0).status == UNRELIABLE
+
+
+def test_pairs_that_nobody_tried_are_worth_the_mean_return_to_go(world):
+    p, b, e, u, pool = world
+    key, strange = HistoryKey(page_only=True), exact_probe(p, e, pool)
+    strange = replace(strange, actions=tuple(tuple(tuple(f"{a}!" for a in acts) for acts in row) for row in strange.actions))
+    rows = transitions(pool, strange, key)
+    for fitter in (TableFitter(), TableFitter(bootstrap=False)):
+        q = fitter.fit(rows, 0.9, 0)
+        assert np.allclose(q(rows.actions[rows.weight > 0]), returns_to_go(rows, 0.9).mean()) and q(np.array([10**6]))[0] == pytest.approx(returns_to_go(rows, 0.9).mean())
+
+
+def test_a_fit_is_estimated_where_weights_confirm_it(world):
+    p, b, e, u, pool = world
+    pool = [replace(x, task=replace(x.task, id=f"{x.task.id}/{i}")) for i, x in enumerate(pool)]
+    own = [replace(x, task=replace(x.task, id=x.task.id.split("/")[0])) for x in pool]
+    near, free = exact_probe(p, b, own), lambda task, *rest: key(replace(task, id=task.id.split("/")[0]), *rest)
+    key, fitter = HistoryKey(), TableFitter()
+    asked = lambda probe=near, encode=free, pool=pool, **how: Fitted(encode, fitter, **how).estimate(pool, probe, 0)
+    assert asked().status == ESTIMATED and asked().reason == ""
+    biased = lambda *pair: 0   # one key for everything: the target's value is the pool's
+    better = tuple(x * np.exp(4 * y) for x, y in zip(b, action_values(p, b)[0]))
+    better = mix(tuple(x / x.sum(-1, keepdims=True) for x in better), 0.3, b)
+    est = asked(exact_probe(p, better, own), biased, splits=3)
+    assert est.status == UNRELIABLE and "doubly robust" in est.reason
+    assert "not measured" in asked(splits=0).reason and "no log-probability" in asked(replace(near, logp=None)).reason
+    silent = [replace(x, turns=tuple(replace(t, logp=None) for t in x.turns)) for x in pool]
+    assert asked(pool=silent).status == UNRELIABLE and "without behavior log-probabilities" in asked(pool=silent).reason
+    assert DMPaper().estimate(pool, near, 0).status == UNRELIABLE
+    told = lambda value, half: Estimate(value, (value - half, value + half), ESTIMATED)
+    assert unconfirmed(told(1, 0.2), told(1.09, 0.19)) == "" and "only" in unconfirmed(told(1, 0.2), told(1, 0.21)) and "says 1.11" in unconfirmed(told(1, 0.2), told(1.11, 0.1))
+    fits = [fitter.fit(r, 1.0, 0) for r in half_rows(pool, transitions(pool, near, free), 1, 0)]
+    assert cross_checked(Fitted(free, fitter), pool, near, fits, 0).value == Corrected(free, fitter).estimate(pool, near, 0).value, "nobody is valued by a fit that knows him"
+
+
 def test_features_the_logs_never_show_cannot_blow_up():
     x = np.zeros((50, 3))
     x[:, 0], x[0, 1] = np.arange(50), 1e-3
@@ -307,7 +357,7 @@ def test_the_family_on_one_pool(world):
     p, b, e, u, pool = world
     probe = mix_probes(exact_probe(p, e, pool), exact_probe(p, u, pool, "reference", 1.0), 0.25)
     names = set()
-    for it in classical(HistoryKey(page_only=True), TableFitter(), TableFitter(bootstrap=False), domain=TabularDomain(), fitted_behavior=True):
+    for it in classical(HistoryKey(page_only=True), TableFitter(), TableFitter(bootstrap=False), fitted_behavior=tuple(fit_behavior(pool, TabularDomain()))):
         est = it.estimate(pool, probe, 0)
         names.add(it.name)
         assert np.isfinite(est.value) and est.interval[0] <= est.value <= est.interval[1] and (est.status == "estimated") == (est.reason == "")
@@ -375,7 +425,7 @@ def test_too_few_tasks_and_targets_without_a_log_probability(world):
     mute, full = replace(exact_probe(p, e, pool), logp=None), exact_probe(p, e, pool)
     for x in (0.0, 0.3):
         asked, known = (mix_probes(own, exact_probe(p, u, pool, "reference", 1.0), x) for own in (mute, full))
-        for it in classical(key, TableFitter(), TableFitter(bootstrap=False), domain=TabularDomain(), fitted_behavior=True):
+        for it in classical(key, TableFitter(), TableFitter(bootstrap=False), fitted_behavior=tuple(fit_behavior(pool, TabularDomain()))):
             est = it.estimate(pool, asked, 0)
             if isinstance(it, (DMPaper, Replay)) or it.name in ("DM", "FQE", "FQE (mixed at evaluation)"): assert est.value == it.estimate(pool, known, 0).value
             else: assert est.status == IMPOSSIBLE and "no log-probability" in est.reason and np.isnan(est.value)
@@ -388,6 +438,19 @@ def test_replay_with_exact_values_and_terminal_rewards():
     pool = to_episodes(p, draw(p, b, 3000, key_rng(0, "replay")), b)
     est = Replay(HistoryKey(), TableFitter(bootstrap=False)).estimate(pool, exact_probe(p, b, pool), 0)
     assert abs(est.value - value(p, b)) < 0.05, "replaying the behavior policy gives its value"
+
+
+@pytest.mark.parametrize("prefixes,discount", [(1, 1.0), (3, 0.6), (5, 0.9)])
+def test_replay_is_what_was_earned_plus_the_next_actions_value_at_evenly_spread_prefixes(world, prefixes, discount):
+    p, b, e, u, pool = world
+    probe, key = exact_probe(p, e, pool), HistoryKey(page_only=True)
+    q, values = TableFitter(bootstrap=False).fit(transitions(pool, probe, key), discount, 0), []
+    for x, acts, weights in zip(pool, probe.actions, probe.weights):
+        asked = sorted({round(i * (len(x.turns) - 1) / max(prefixes - 1, 1)) for i in range(prefixes)})
+        worth = lambda t: sum(w * q(np.array([key(x.task, x.turns[:t], x.turns[t].obs, a)]))[0] for a, w in zip(acts[t], weights[t]))
+        values.append(np.mean([sum(discount**k * x.turns[k].reward for k in range(t)) + discount**t * worth(t) for t in asked]))
+    assert Replay(key, TableFitter(bootstrap=False), prefixes, discount).estimate(pool, probe, 0).value == pytest.approx(np.mean(values), abs=1e-12)
+    assert Replay(None).prefixes == 5
 
 
 def test_fits_are_shared_and_truncation_has_no_successor(world):
@@ -407,15 +470,58 @@ def test_fits_are_shared_and_truncation_has_no_successor(world):
     assert Remember(TableFitter()).fit(rows, 1.0, 0)(rows.x).shape == rows.x.shape
 
 
+def test_an_episode_drawn_twice_counts_as_an_equal_copy_of_it(world):
+    p, b, e, u, pool = world
+    probe, task = exact_probe(p, e, pool), np.array([x.task.id for x in pool])
+    drawn = key_rng(0, "bootstrap").integers(0, len(pool), len(pool))
+    resampled = [pool[i] for i in drawn]
+    asked = replace(probe, **{k: tuple(getattr(probe, k)[i] for i in drawn) for k in ("logp", "actions", "weights")}, action_logp=None)
+    assert len(set(drawn)) < len(drawn) and [*map(list, fold_parts(resampled, 2, 3)[0])] == [*map(list, fold_parts([replace(x) for x in resampled], 2, 3)[0])]
+    assert np.isin(np.arange(len(pool)), np.concatenate([test for _, test in fold_parts(resampled, 3, 3)])).all(), "every row is valued"
+    for it in classical(HistoryKey(page_only=True), TableFitter(), TableFitter(bootstrap=False)):
+        twice, copies = it.estimate(resampled, asked, 0), it.estimate([replace(x) for x in resampled], asked, 0)
+        assert twice.value == copies.value and twice.interval == copies.interval, it.name
+
+
+def test_remembered_rows_follow_the_episodes_of_a_list_that_changes(world):
+    p, b, e, u, pool = world
+    probe, encode, some = exact_probe(p, e, pool), Encoded(HistoryKey()), list(pool)
+    first = encode.rows(some, probe)
+    some[0] = replace(some[0], turns=tuple(replace(t, reward=t.reward + 7) for t in some[0].turns))
+    assert (encode.rows(some, probe).reward != first.reward).sum() == len(some[0].turns) and encode.rows(list(pool), probe) is first
+
+
+def test_mixture_rows_stand_beside_the_others_on_the_same_fits(world):
+    p, b, e, u, pool = world
+    probe, below = exact_probe(p, e, pool), tuple(np.array([t.logp for t in x.turns]) - 0.1 for x in pool)
+    fitter = Remember(TableFitter())
+    rows = {kind: classical(HistoryKey(page_only=True), fitter, TableFitter(bootstrap=False), **given) for kind, given in dict(alone={}, both=dict(mixture=below), guessed=dict(fitted_behavior=below)).items()}
+    added = lambda kind: [it for it in rows[kind] if it.name not in {x.name for x in rows["alone"]}]
+    assert [it.name for it in added("both")] == [f"{f}, mixture of loggers" for f in ("IS", "PDIS", "WIS", "step-WIS (hold)", "DR", "WDR", "MAGIC")]
+    assert [it.name for it in added("guessed")] == [f"{f}, fitted behavior" for f in ("IS", "WIS", "DR", "WDR")]
+    alone = {it.name: it.estimate(pool, probe, 0).value for it in rows["alone"]}
+    known = set(fitter.known)
+    for it in added("both") + added("guessed"):
+        value = it.estimate(pool, probe, 0).value
+        assert np.isfinite(value) and value != alone[it.name.split(",")[0]], "what divides is what was given"
+    lengths = np.array([len(x.turns) for x in pool])
+    assert set(fitter.known) == known and rows["both"][-1].name == "checkpoint replay"
+    assert Weighted("IS", "mixture", denominator=below).estimate(pool, probe).value == pytest.approx(np.mean(np.exp(0.1 * lengths) * np.array([np.exp(sum(lp) - sum(t.logp for t in x.turns)) * x.ret for x, lp in zip(pool, probe.logp)])))
+    with pytest.raises(UserError, match="mixture"): Corrected(HistoryKey(), behavior="mixture")
+
+
 def test_bad_input_is_one_sentence(world):
     p, b, e, u, pool = world
     probe = exact_probe(p, e, pool)
     mute = replace(probe, actions=tuple(tuple(() for _ in row) for row in probe.actions), weights=tuple(tuple(np.zeros(0) for _ in row) for row in probe.weights))
     nan = [replace(pool[0], turns=(replace(pool[0].turns[0], reward=float("nan")), *pool[0].turns[1:])), *pool[1:]]
+    empty, none = [pool[0], replace(pool[1], turns=()), *pool[2:]], replace(probe, **{k: (getattr(probe, k)[0], (), *getattr(probe, k)[2:]) for k in ("logp", "actions", "weights")}, action_logp=None)
     for call in (lambda: transitions(pool, mute, HistoryKey()), lambda: transitions(nan, probe, HistoryKey()), lambda: transitions(pool[:3], probe, HistoryKey()),
                  lambda: Fitted(HistoryKey(), TableFitter(), epsilon="sometimes").estimate(pool, probe, 0), lambda: Corrected(HistoryKey(), TableFitter(), "SDR").estimate(pool, probe, 0),
-                 lambda: DMPaper().estimate(nan, probe, 0)):
+                 lambda: DMPaper().estimate(nan, probe, 0), lambda: Fitted(HistoryKey(), TableFitter()).estimate(empty, none, 0), lambda: Corrected(HistoryKey(), TableFitter()).estimate(empty, none, 0),
+                 lambda: Replay(HistoryKey(), TableFitter(bootstrap=False)).estimate(empty, none, 0)):
         with pytest.raises(UserError) as err: call()
         assert "\n" not in str(err.value)
+    with pytest.raises(UserError, match="episode 1 holds no turn"): transitions(empty, none, HistoryKey())
     one = [x for x in pool if x.task.id == pool[0].task.id]
     assert Corrected(HistoryKey(), TableFitter()).estimate(one, exact_probe(p, e, one), 0).status == IMPOSSIBLE

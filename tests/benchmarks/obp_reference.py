@@ -7,30 +7,23 @@ prints them. Only its estimators are loaded; scikit-learn, which they do not use
 """
 import importlib
 import importlib.util
-import sys
-import types
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from scope_rl_reference import data
+from scope_rl_reference import data, stand_ins
 
 NAMES = dict(DM="DirectMethod", IS="InverseProbabilityWeighting", DR="DoublyRobust", WIS="SelfNormalizedInverseProbabilityWeighting", WDR="SelfNormalizedDoublyRobust")
 
 
+@lru_cache
 def load() -> dict | None:
     "OBP's estimator classes by our names, or None where it is not installed."
     spec = importlib.util.find_spec("obp")
     if spec is None: return None
     folder = Path(spec.origin).parent
-    if importlib.util.find_spec("sklearn") is None:
-        utils = types.ModuleType("sklearn.utils")
-        utils.check_random_state = np.random.RandomState
-        sys.modules |= {"sklearn": types.ModuleType("sklearn"), "sklearn.utils": utils}
-    for name, path in (("obp", folder), ("obp.ope", folder / "ope")):
-        package = types.ModuleType(name)
-        package.__path__ = [str(path)]
-        sys.modules[name] = package
-    module = importlib.import_module("obp.ope.estimators")
+    missing = {"sklearn": {}, "sklearn.utils": dict(check_random_state=np.random.RandomState)}
+    with stand_ins(missing, {"obp": folder, "obp.ope": folder / "ope"}): module = importlib.import_module("obp.ope.estimators")
     return {k: getattr(module, v) for k, v in NAMES.items()}
 
 

@@ -10,6 +10,8 @@ import importlib
 import importlib.util
 import sys
 import types
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +20,29 @@ NAMES = dict(DM="DirectMethod", IS="TrajectoryWiseImportanceSampling", PDIS="Per
              WIS="SelfNormalizedTIS", SNPDIS="SelfNormalizedPDIS", SNDR="SelfNormalizedDR")
 
 
+@contextmanager
+def stand_ins(missing: dict, packages: dict):
+    "While something is imported: modules with a few members for what is not installed, and packages of which only submodules are wanted."
+    made = {name: members for name, members in missing.items() if importlib.util.find_spec(name.split(".")[0]) is None}
+    made |= {name: dict(__path__=[str(folder)]) for name, folder in packages.items()}
+    for name, members in made.items():
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(members)
+    try: yield
+    finally:
+        for name in made: del sys.modules[name]   # left behind, they would pass for the real ones
+
+
+@lru_cache
 def load() -> dict | None:
     "SCOPE-RL's estimator classes by our names, or None where it is not installed."
     spec = importlib.util.find_spec("scope_rl")
     if spec is None: return None
-    folder = Path(spec.origin).parent
-
-    def stand_in(name, **members):
-        if name.split(".")[0] not in sys.modules and importlib.util.find_spec(name.split(".")[0]) is not None: return
-        module = sys.modules.setdefault(name, types.ModuleType(name))
-        for k, v in members.items(): setattr(module, k, v)
-    stand_in("gym", Env=object)
-    stand_in("d3rlpy"), stand_in("d3rlpy.preprocessing", ActionScaler=object)
-    stand_in("sklearn"), stand_in("sklearn.utils", check_scalar=lambda x, **k: x, check_random_state=np.random.RandomState)
-    for name, path in (("scope_rl.ope", folder / "ope"), ("scope_rl.ope.discrete", folder / "ope" / "discrete")):
-        package = types.ModuleType(name)
-        package.__path__ = [str(path)]
-        sys.modules[name] = package
-    module = importlib.import_module("scope_rl.ope.discrete.basic_estimators")
+    folder = Path(spec.origin).parent / "ope"
+    missing = {"gym": dict(Env=object), "d3rlpy": {}, "d3rlpy.preprocessing": dict(ActionScaler=object), "sklearn": {},
+               "sklearn.utils": dict(check_scalar=lambda x, **k: x, check_random_state=np.random.RandomState)}
+    with stand_ins(missing, {"scope_rl.ope": folder, "scope_rl.ope.discrete": folder / "discrete"}):
+        module = importlib.import_module("scope_rl.ope.discrete.basic_estimators")
     return {k: getattr(module, v) for k, v in NAMES.items()}
 
 
