@@ -36,7 +36,7 @@ class Component:
 @configuration
 class Slot:
     "A plan of one's own, line by line: who logs, at which epsilon, on how many of the tasks."
-    policy: Said
+    policy: Name
     epsilon: Share = 0.0
     tasks: Count = 0     # the first so many; 0 is all
 
@@ -266,7 +266,7 @@ def listed_hashes(
     return {name: entry["sha256"] for name, entry in manifest["files"].items() if name.startswith(starts)}
 
 # %% ../nbs/24_collection.ipynb #9c1b7028
-Names = Annotated[tuple[Said, ...], Check(distinct)]
+Names = Annotated[tuple[Name, ...], Check(distinct)]
 Shares = Annotated[tuple[Share, ...], Check(distinct)]
 
 @configuration

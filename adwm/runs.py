@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENVIRONMENTS', 'Seeds', 'Mixes', 'Environment', 'environment', 'fields_of', 'FitPart', 'EstimatorPart', 'ImaginePart',
-           'ClassicalPart', 'AimsPart', 'PaperPart', 'folder_or_nothing', 'below', 'RunConfig', 'overlay',
-           'strict_loader', 'read_cell', 'parse_seeds', 'spec_of', 'check_config', 'check_estimator', 'check_seeds',
-           'check_epsilons', 'load_config', 'profiles_of', 'checked', 'check_parameters', 'schema', 'write_schema',
-           'run_jobs']
+           'ClassicalPart', 'AimsPart', 'PaperPart', 'below', 'RunConfig', 'overlay', 'strict_loader', 'read_cell',
+           'parse_seeds', 'spec_of', 'check_config', 'check_estimator', 'check_seeds', 'check_epsilons', 'load_config',
+           'profiles_of', 'checked', 'check_parameters', 'schema', 'write_schema', 'run_jobs']
 
 # %% ../nbs/51_runs.ipynb #016c7953
 import dataclasses, functools, importlib, inspect, json, os, sys, time
@@ -18,7 +17,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from .collection import CellSpec, Collect, Names
-from .core import Check, Count, Fraction, Name, Positive, Rate, Said, Share, UserError, adapter, atomic_write, configuration, distinct, from_dict, near, plain_name, root
+from .core import Check, Count, Fraction, Name, OptionalName, Positive, Rate, Said, Share, UserError, adapter, atomic_write, configuration, distinct, from_dict, near, plain_name, root
 
 # %% ../nbs/51_runs.ipynb #9827f8fa
 @dataclass(frozen=True)
@@ -89,9 +88,9 @@ class EstimatorPart:
     name: Said                                      # estimator, as in rows.csv
     setting: Literal["paper", "ours", "baseline"]   # as in rows.csv
     kind: Literal["adwm", "neighbour"]
-    fit: str = ""              # for adwm: which world model
+    fit: OptionalName = ""     # for adwm: which world model
     imagine: Annotated[dict, fields_of({"adwm": "imagination.Imagine", "neighbour": "retrieval.Weights"})] = field(default_factory=dict)
-    adapter: str = ""          # for adwm: which adapter the agent reads soft tokens through
+    adapter: OptionalName = "" # for adwm: which adapter the agent reads soft tokens through
     structured: bool = True    # for neighbour: page types and templates, or raw text
     domain: Literal["", "generic"] = ""                    # "generic": nothing specific to the environment
     readout: Literal["text", "head", "logged"] = "text"    # "head": the model's own; "logged": the reward found in the logs
@@ -145,14 +144,10 @@ class PaperPart:
     table: str = "Table 3"     # where the numbers stand
 
 # %% ../nbs/51_runs.ipynb #c0fc1a9b
-def folder_or_nothing(text: str) -> str:
-    "A plain name, or nothing."
-    return plain_name(text) if text else text
-
 def below(text: str) -> str:
     "A folder that is absolute, or stays below the project's."
     parts = PurePath(text).parts
-    if not parts or ".." in parts: raise ValueError(f"must be a folder below the project's or an absolute one, not {text!r}")
+    if not parts or ".." in parts: raise ValueError(f"must be a folder below the project's or an absolute one, not {text[:40]!r}")
     return text
 
 @configuration
@@ -174,10 +169,10 @@ class RunConfig:
     check_episodes: Count = 0         # held-out episodes of the self-checks; 0 is all of one fold
     level: Annotated[float, Gt(0), Lt(1)] = 0.9        # of every interval
     show: Count = 3                   # imagined episodes printed beside real ones
-    assets: Annotated[str, Check(folder_or_nothing)] = ""   # folder of assets/ with agents, pool and truth, where cells share one; empty: the cell's name
-    agents: Annotated[str, Check(folder_or_nothing)] = ""   # folder of assets/ whose agents are used, where they are another cell's; empty: as assets
+    assets: OptionalName = ""         # folder of assets/ with agents, pool and truth, where cells share one; empty: the cell's name
+    agents: OptionalName = ""         # folder of assets/ whose agents are used, where they are another cell's; empty: as assets
     source: Literal["repository", "remake"] = "repository"  # agents, pool and truth: checked in, or from nothing
-    profile: str = "default"
+    profile: Said = "default"
     workers: Positive = 2             # processes
     cache: Annotated[str, Check(below)] = ".cache"     # working state, git-ignored; relative to the project's root
 

@@ -43,14 +43,14 @@ def train_tokenizer(
 # %% ../nbs/21_training.ipynb #e7a7c08b
 from typing import Literal
 
-from .core import Amount, configuration, Count, Fraction, Name, Positive, Rate, Share
+from .core import Amount, configuration, Count, Fraction, Name, OptionalName, Positive, Rate, Share
 
 @configuration
 class Recipe:
     "How one agent comes to be."
     name: Name
     kind: Literal["demos", "more", "leap", "dpo", "eto", "prm"] = "demos"   # "demos": from scratch on demonstrations; all others continue a parent: "more" on further demonstrations, "leap" on corrections of its own states, "dpo", "eto" and "prm" on its successes and failures
-    parent: str = ""                           # whom it continues
+    parent: OptionalName = ""                  # whom it continues
     seed: Count = 0                            # weights, demonstrations, order
     width: Positive = 128                      # hidden size
     layers: Positive = 3
