@@ -47,23 +47,24 @@ class Adapter(nn.Module):
         return self.net(z).unflatten(-1, (self.n_soft, self.width))
 
 # %% ../nbs/34_adapter.ipynb #08d1aeda
-@dataclass(frozen=True)
+from typing import Literal
+
+from .core import Amount, configuration, Count, Positive, Rate
+
+@configuration
 class AdapterConfig:
     "How to train an adapter."
-    loss: str = "kl"           # "paper": InfoNCE + MSE (Eq. 43); "kl": the agent on text against the agent on soft tokens
-    updates: int = 120         # of that loss; the paper's 20 epochs are about 2,000
-    warm: int = 300            # for "kl": updates of the paper's loss before it; they cost a second
-    batch: int = 8             # pages, or whole episodes for "kl" (paper: 8)
-    lr: float = 1.0e-3         # peak of Adam, falling linearly to zero; the paper's is lost
-    temperature: float = 0.07  # of InfoNCE; usual value, the paper's is lost
-    w_nce: float = 1.0
-    w_mse: float = 1.0         # both lost in the paper's text; 0 switches a part off (ablation H.3)
-    hidden: int = 256          # Table 4
-    size: int = 2048           # Table 4: n_soft x width
-    logged: int = 256          # for "kl": episodes whose text is read once and kept
-
-    def __post_init__(self):
-        if self.loss not in ("paper", "kl"): raise UserError(f"the adapter's loss must be paper or kl, not {self.loss!r}")
+    loss: Literal["paper", "kl"] = "kl"   # "paper": InfoNCE + MSE (Eq. 43); "kl": the agent on text against the agent on soft tokens
+    updates: Positive = 120               # of that loss; the paper's 20 epochs are about 2,000
+    warm: Count = 300                     # for "kl": updates of the paper's loss before it; they cost a second
+    batch: Positive = 8                   # pages, or whole episodes for "kl" (paper: 8)
+    lr: Rate = 1.0e-3                     # peak of Adam, falling linearly to zero; the paper's is lost
+    temperature: Rate = 0.07              # of InfoNCE; usual value, the paper's is lost
+    w_nce: Amount = 1.0
+    w_mse: Amount = 1.0                   # both lost in the paper's text; 0 switches a part off (ablation H.3)
+    hidden: Positive = 256                # Table 4
+    size: Positive = 2048                 # Table 4: n_soft x width
+    logged: Positive = 256                # for "kl": episodes whose text is read once and kept
 
     @staticmethod
     def paper(**changes) -> "AdapterConfig":

@@ -192,6 +192,12 @@ def fqe_iterate(
     return q
 
 # %% ../nbs/41_fitted.ipynb #92838d67
+from typing import Annotated
+
+from annotated_types import Gt, Le
+
+from .core import Amount, configuration, Positive, Rate
+
 def standardiser(
     x: np.ndarray,  # (N, d) logged features
 ) -> Callable:      # features (..., d) -> float32 tensor (..., d)
@@ -200,15 +206,15 @@ def standardiser(
     scale = np.where(spread > 1e-6, 1 / np.maximum(spread, 1e-6), 0.0)
     return lambda a: torch.as_tensor(np.clip((np.asarray(a) - centre) * scale, -4, 4), dtype=torch.float32)
 
-@dataclass(frozen=True)
+@configuration
 class NetConfig:
     "Sizes of neural FQE (paper, App. F.4)."
-    width: int = 64        # of both hidden layers
-    lr: float = 1e-3
-    batch: int = 64
-    epochs: int = 20
-    polyak: float = 0.02   # share of the new weights per step
-    weight_decay: float = 1e-4
+    width: Positive = 64                       # of both hidden layers
+    lr: Rate = 1e-3
+    batch: Positive = 64
+    epochs: Positive = 20
+    polyak: Annotated[float, Gt(0), Le(1)] = 0.02   # share of the new weights per step
+    weight_decay: Amount = 1e-4
 
 def make_net(inputs: int, config: NetConfig, seed: int) -> nn.Sequential:
     "An MLP whose weights depend on the seed alone."

@@ -114,32 +114,34 @@ def make_corpus(
                   f(togo), f(end), *map(torch.from_numpy, (valid, option, match, success)))
 
 # %% ../nbs/33_fitting.ipynb #59f8e28f
-@dataclass(frozen=True)
+from .core import Amount, configuration, Count, Fraction, Positive, Rate, Share
+
+@configuration
 class FitConfig:
     "How to train: updates, sizes of batches, weights of losses."
-    joint: int = 300          # updates of phase 1, everything
-    cached: int = 3000        # updates of phase 2, score net on cached latents: cheap, and what the paper's 50 epochs lack
-    batch: int = 32           # episodes per joint update
-    rows: int = 256           # turns per cached update
-    lr: float = 1.0e-3        # peak of both phases; small networks take ten times a large one's rate
-    final: float = 0.05       # the cosine ends at this share of the peak
-    decay: float = 0.01       # weight decay of AdamW
-    clip: float = 1.0         # gradient norm (paper)
-    ema: float = 0.995        # averages about the last 200 updates
-    drop: float = 0.1         # actions withheld (Eq. 8, classifier-free guidance); 0.1 is usual
-    drop_context: float = 0.5 # ours: contexts withheld from the score net; they are fingerprints of episodes
-    snr_max: float = 5.0      # cap of the SNR weights of clean-latent prediction; noise prediction is plain (Eq. 41)
-    upsample: float = 1.0     # how much more often a successful episode is drawn
-    stop_target: bool = True  # the target latent is a constant for the diffusion loss, or the encoder would simplify it
-    w_dsm: float = 1.0        # denoising, Eq. 41
-    w_inverse: float = 0.1    # inverse dynamics: keeps latents aware of actions; a large weight overfits strings
-    w_bc: float = 0.1         # behavior cloning, auxiliary
-    w_div: float = 0.1        # diversity, Eq. 42: only has to prevent collapse
-    w_reward: float = 1.0     # squared errors of a value in [0, 1] are small
-    w_end: float = 0.3        # termination
-    w_relation: float = 1.0   # ours: decides most next pages
-    w_text: float = 0.3       # ours: bag of words of the page, stabilises the latent
-    every: int = 25           # updates per point of the curves
+    joint: Positive = 300       # updates of phase 1, everything
+    cached: Count = 3000        # updates of phase 2, score net on cached latents: cheap, and what the paper's 50 epochs lack
+    batch: Positive = 32        # episodes per joint update
+    rows: Positive = 256        # turns per cached update
+    lr: Rate = 1.0e-3           # peak of both phases; small networks take ten times a large one's rate
+    final: Share = 0.05         # the cosine ends at this share of the peak
+    decay: Amount = 0.01        # weight decay of AdamW
+    clip: Rate = 1.0            # gradient norm (paper)
+    ema: Fraction = 0.995       # averages about the last 200 updates
+    drop: Fraction = 0.1        # actions withheld (Eq. 8, classifier-free guidance); 0.1 is usual
+    drop_context: Share = 0.5   # ours: contexts withheld from the score net; they are fingerprints of episodes
+    snr_max: Rate = 5.0         # cap of the SNR weights of clean-latent prediction; noise prediction is plain (Eq. 41)
+    upsample: Rate = 1.0        # how much more often a successful episode is drawn
+    stop_target: bool = True    # the target latent is a constant for the diffusion loss, or the encoder would simplify it
+    w_dsm: Amount = 1.0         # denoising, Eq. 41
+    w_inverse: Amount = 0.1     # inverse dynamics: keeps latents aware of actions; a large weight overfits strings
+    w_bc: Amount = 0.1          # behavior cloning, auxiliary
+    w_div: Amount = 0.1         # diversity, Eq. 42: only has to prevent collapse
+    w_reward: Amount = 1.0      # squared errors of a value in [0, 1] are small
+    w_end: Amount = 0.3         # termination
+    w_relation: Amount = 1.0    # ours: decides most next pages
+    w_text: Amount = 0.3        # ours: bag of words of the page, stabilises the latent
+    every: Positive = 25        # updates per point of the curves
 
 def setting_config(
     setting: str,               # "paper" or "ours"

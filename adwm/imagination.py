@@ -23,23 +23,27 @@ from .schedule import denoise
 from .world_model import Acts, encode_actions, hash_words
 
 # %% ../nbs/37_imagination.ipynb #451186a6
-@dataclass(frozen=True)
+from typing import Literal
+
+from .core import Amount, configuration, Positive, Rate, Share
+
+@configuration
 class Imagine:
     "How to imagine: sampler, guidance, reading, ending."
-    steps: int = 8               # denoising steps; a clean-latent model needs few
-    sampler: str = "ddim"        # "ddim" or "ddpm"
-    beta: float = 1.0            # weight of the action (Eq. 7); 1 is the conditional model, no second pass
-    gamma: float = 0.0           # weight of continuation guidance (Eq. 9); 0 switches it off
-    z0_max: float | None = 3.0   # clamp of guessed latents, in standard deviations: noise prediction blows up at k = K
-    relation: str = "mode"       # "mode", "sample", or "off": always generate
-    snap: bool = True            # carry on with the logged page's latent
-    soft: bool = False           # the agent reads soft tokens
-    words: float = 1.0           # weight of word similarity when a page is chosen, 0: latent distance alone
-    compose: bool = True         # make unseen lists of logged lines, where the domain can
-    vote: float = 1.0            # weight of the latent's neighbours in such a list, 0: words alone
-    threshold: float = 0.5       # of the termination head
-    mean: bool = False           # no noise: the mean of the next latent, a deterministic regression
-    value: str = "end"           # "end": one reward at the end; "turns": the head's value at every turn (Eq. 10)
+    steps: Positive = 8                        # denoising steps; a clean-latent model needs few
+    sampler: Literal["ddim", "ddpm"] = "ddim"   # "ddim" or "ddpm"
+    beta: Amount = 1.0                         # weight of the action (Eq. 7); 1 is the conditional model, no second pass
+    gamma: Amount = 0.0                        # weight of continuation guidance (Eq. 9); 0 switches it off
+    z0_max: Rate | None = 3.0                  # clamp of guessed latents, in standard deviations: noise prediction blows up at k = K
+    relation: Literal["mode", "sample", "off"] = "mode"   # "mode", "sample", or "off": always generate
+    snap: bool = True                          # carry on with the logged page's latent
+    soft: bool = False                         # the agent reads soft tokens
+    words: Amount = 1.0                        # weight of word similarity when a page is chosen, 0: latent distance alone
+    compose: bool = True                       # make unseen lists of logged lines, where the domain can
+    vote: Amount = 1.0                         # weight of the latent's neighbours in such a list, 0: words alone
+    threshold: Share = 0.5                     # of the termination head
+    mean: bool = False                         # no noise: the mean of the next latent, a deterministic regression
+    value: Literal["end", "turns"] = "end"     # "end": one reward at the end; "turns": the head's value at every turn (Eq. 10)
 
     @staticmethod
     def paper(**changes) -> "Imagine":

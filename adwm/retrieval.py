@@ -220,16 +220,18 @@ class PageIndex:
         return allowed[best], cosine[np.arange(len(texts)), best]
 
 # %% ../nbs/35_retrieval.ipynb #782f7a87
-@dataclass(frozen=True)
+from .core import Amount, configuration, Positive
+
+@configuration
 class Weights:
     "Weights of the similarities of a structured look-up (0 leaves one out)."
-    argument: float = 4.0    # what the action is about, resolved on the page
-    page: float = 0.5        # the page it is taken on
-    task: float = 0.5        # the instruction
-    hidden: float = 0.25     # what the page does not show
-    fit: float = 3.0         # the successor's page and the instruction: agents go where the task's words are
-    world: float = 4.0       # the same world, and what the move concerns in the same state: as much as the argument. Only where tasks have worlds of their own
-    draw: int = 1            # answer with one of so many best moves, drawn; 1: the best. Where outcomes are random, the best alone repeats itself
+    argument: Amount = 4.0   # what the action is about, resolved on the page
+    page: Amount = 0.5       # the page it is taken on
+    task: Amount = 0.5       # the instruction
+    hidden: Amount = 0.25    # what the page does not show
+    fit: Amount = 3.0        # the successor's page and the instruction: agents go where the task's words are
+    world: Amount = 4.0      # the same world, and what the move concerns in the same state: as much as the argument. Only where tasks have worlds of their own
+    draw: Positive = 1       # answer with one of so many best moves, drawn; 1: the best. Where outcomes are random, the best alone repeats itself
 
 
 @dataclass(frozen=True)

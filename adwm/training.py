@@ -41,31 +41,35 @@ def train_tokenizer(
                                    clean_up_tokenization_spaces=False)
 
 # %% ../nbs/21_training.ipynb #e7a7c08b
-@dataclass(frozen=True)
+from typing import Literal
+
+from .core import Amount, configuration, Count, Fraction, Name, OptionalName, Positive, Rate, Share
+
+@configuration
 class Recipe:
     "How one agent comes to be."
-    name: str
-    kind: str = "demos"        # "demos": from scratch on demonstrations; all others continue a parent: "more" on further demonstrations, "leap" on corrections of its own states, "dpo", "eto" and "prm" on its successes and failures
-    parent: str = ""           # whom it continues
-    seed: int = 0              # weights, demonstrations, order
-    width: int = 128           # hidden size
-    layers: int = 3
-    heads: int = 4
-    kv_heads: int = 2
-    inner: int = 384           # hidden size of the gated layer
-    episodes: int = 3000       # demonstrations, or on-policy episodes
-    noisy: float = 0.5         # share of demonstrations with inserted random steps
-    noise: float = 0.15        # chance of such a step
-    elided_tokens: int = 0     # training tokens of phase one: pages left out
-    tokens: int = 0            # training tokens of phase two: whole pages
-    elided_batch: int = 2048   # tokens per update, phase one
-    batch_tokens: int = 3072   # tokens per update, phase two
-    rate: float = 3e-3         # peak learning rate, decayed to zero in each phase
-    aggregate: float = 0.5     # "leap": share of demonstrations among the training episodes
-    horizon: int = 12          # step cap of those episodes
-    tries: int = 4             # own episodes a task when exploring ("dpo", "eto"); samples of best-of-n ("prm")
-    beta: float = 0.1          # inverse temperature of the preference loss
-    sft: float = 0.0           # weight of cross-entropy on the better episode beside it
+    name: Name
+    kind: Literal["demos", "more", "leap", "dpo", "eto", "prm"] = "demos"   # "demos": from scratch on demonstrations; all others continue a parent: "more" on further demonstrations, "leap" on corrections of its own states, "dpo", "eto" and "prm" on its successes and failures
+    parent: OptionalName = ""                  # whom it continues
+    seed: Count = 0                            # weights, demonstrations, order
+    width: Positive = 128                      # hidden size
+    layers: Positive = 3
+    heads: Positive = 4
+    kv_heads: Positive = 2
+    inner: Positive = 384                      # hidden size of the gated layer
+    episodes: Positive = 3000                  # demonstrations, or on-policy episodes
+    noisy: Share = 0.5                         # share of demonstrations with inserted random steps
+    noise: Share = 0.15                        # chance of such a step
+    elided_tokens: Count = 0                   # training tokens of phase one: pages left out
+    tokens: Count = 0                          # training tokens of phase two: whole pages
+    elided_batch: Positive = 2048              # tokens per update, phase one
+    batch_tokens: Positive = 3072              # tokens per update, phase two
+    rate: Rate = 3e-3                          # peak learning rate, decayed to zero in each phase
+    aggregate: Share = 0.5                     # "leap": share of demonstrations among the training episodes
+    horizon: Positive = 12                     # step cap of those episodes
+    tries: Positive = 4                        # own episodes a task when exploring ("dpo", "eto"); samples of best-of-n ("prm")
+    beta: Rate = 0.1                           # inverse temperature of the preference loss
+    sft: Amount = 0.0                          # weight of cross-entropy on the better episode beside it
 
 # %% ../nbs/21_training.ipynb #431c7e42
 def build_model(

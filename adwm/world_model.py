@@ -86,28 +86,32 @@ def encode_actions(
     return Acts(torch.from_numpy(index), torch.from_numpy(words))
 
 # %% ../nbs/32_world_model.ipynb #92cffd39
-@dataclass(frozen=True)
+from typing import Literal
+
+from .core import configuration, Count, Positive
+
+@configuration
 class ModelConfig:
     "Sizes and choices of a world model."
-    n_actions: int = 213        # action indices without null; the paper's fits 212-215
-    structured: bool = False    # actions carry argument words
-    prediction: str = "eps"     # what the score net predicts: "eps" or "z0"
-    d_z: int = 64               # latent
-    context: int = 128          # width of c
-    buckets: int = 32768        # hash vocabulary of words
-    page_words: int = 128       # words read of a page
-    width: int = 128            # page encoder
-    layers: int = 4
-    heads: int = 4
-    history_layers: int = 4
-    history: int = 32           # positions; longer pasts lose their oldest turns
-    hidden: int = 256           # every MLP
-    score_layers: int = 3
-    time: int = 64              # embedding of the diffusion step
-    act: int = 4                # action embedding
-    K: int = 50                 # diffusion steps
-    relations: int = 0          # classes of the relation head, 0 for none
-    text_buckets: int = 0       # buckets of the bag-of-words decoder, 0 for none
+    n_actions: Positive = 213                  # action indices without null; the paper's fits 212-215
+    structured: bool = False                   # actions carry argument words
+    prediction: Literal["eps", "z0"] = "eps"   # what the score net predicts: "eps" or "z0"
+    d_z: Positive = 64                         # latent
+    context: Positive = 128                    # width of c
+    buckets: Positive = 32768                  # hash vocabulary of words
+    page_words: Positive = 128                 # words read of a page
+    width: Positive = 128                      # page encoder
+    layers: Positive = 4
+    heads: Positive = 4
+    history_layers: Positive = 4
+    history: Positive = 32                     # positions; longer pasts lose their oldest turns
+    hidden: Positive = 256                     # every MLP
+    score_layers: Positive = 3
+    time: Positive = 64                        # embedding of the diffusion step
+    act: Positive = 4                          # action embedding
+    K: Positive = 50                           # diffusion steps
+    relations: Count = 0                       # classes of the relation head, 0 for none
+    text_buckets: Count = 0                    # buckets of the bag-of-words decoder, 0 for none
 
     @staticmethod
     def paper(n_actions: int = 213) -> "ModelConfig":

@@ -1,13 +1,13 @@
 """Pools and truth: exact log-probabilities, resume, replay, re-roll, manifest; the committed assets."""
-import importlib, json
+import gzip, importlib, json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from adwm.collection import (CellSpec, Collect, cell_tasks, check_manifest, collect_pool, collect_truth, digest, load_agents, read_truth, replay, reroll,
-                             write_manifest, write_truth)
+from adwm.collection import (CellSpec, Collect, Slot, cell_tasks, check_assets, check_logged, check_manifest, collect_pool, collect_truth, digest, listed_hashes, load_agents,
+                             read_truth, replay, reroll, write_manifest, write_truth)
 from adwm.core import UserError, root
 from adwm.episodes import TERMINAL, read_episodes
 from adwm.policies import ReferencePolicy, ScriptedPolicy, policy_log_probs
@@ -90,8 +90,6 @@ def test_bad_tables_and_folders_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no truth table"): read_truth(tmp_path / "none.csv.gz")
     (tmp_path / "bad.csv.gz").write_bytes(b"junk")
     with pytest.raises(UserError, match="cannot be read"): read_truth(tmp_path / "bad.csv.gz")
-    import gzip; (tmp_path / "bad.csv.gz").write_bytes(gzip.compress(b"policy,epsilon\na,high\n"))
-    with pytest.raises(UserError, match="line 2: the field 'epsilon'"): read_truth(tmp_path / "bad.csv.gz")
     with pytest.raises(UserError, match="manifest.json"): check_manifest(tmp_path)
 
 
@@ -144,3 +142,98 @@ def test_committed_agents_act_again_as_logged(manifest):
     wanted = [(e.policy, e.task, e.epsilon, e.index, e.seed, digest(e)) for e in pool[::len(pool) // 20][:20]]
     wanted += [(r["policy"], place[r["task_id"]], r["epsilon"], r["replicate"], r["seed"], r["digest"]) for r in truth[::len(truth) // 20][:20]]
     assert len(wanted) == 40 and reroll(simulator, policies, wanted, spec.horizon) == []
+
+
+def test_every_committed_cell_and_profile_uses_assets_that_were_made_for_it():
+    from adwm.runs import load_config, profiles_of, read_cell, spec_of
+    seen = 0
+    for path in sorted((root() / "params").glob("*.yaml")):
+        for profile in profiles_of(read_cell(path.stem, path.parent), path.stem):
+            c = load_config(cell=path.stem, profile=profile); folder = root() / "assets" / (c.assets or c.cell)
+            if folder.is_dir(): check_assets(folder, spec_of(c)); seen += 1
+    assert seen >= 20 or not CELLS
+
+
+def with_collect(spec, **changes): return replace(spec, collect=replace(spec.collect, **changes))
+
+
+@needs_assets
+@pytest.mark.parametrize("change, says", [
+    (lambda s: with_collect(s, world_seed=3), "collect.world_seed = 0, and the configuration says 3"), (lambda s: with_collect(s, world={**s.collect.world, "slip": 0.1}), "collect.world = .*slip"),
+    (lambda s: replace(s, horizon=11), "horizon = 12, and the configuration says 11"), (lambda s: with_collect(s, temperature=0.5), "temperature = 1.0, .* 0.5"), (lambda s: with_collect(s, truth_seed=5), "truth_seed = 42"),
+    (lambda s: with_collect(s, pool_seed=5), "pool_seed = 7"), (lambda s: with_collect(s, epsilons=(0.0, 1.0)), "epsilons"), (lambda s: with_collect(s, pool_tasks=10), "pool_tasks = 150"),
+    (lambda s: with_collect(s, recipes=(replace(s.collect.recipes[0], seed=99), *s.collect.recipes[1:])), "recipe a-weak.seed = 10, .* 99"), (lambda s: with_collect(s, targets=("a-new",), recipes=(*s.collect.recipes, Recipe("a-new"))), "recipe a-new.name = null"),
+    (lambda s: with_collect(s, behaviors=s.collect.behaviors[:2]), "collect.behaviors")])
+def test_assets_of_another_cell_are_refused_with_both_values(change, says):
+    folder = root() / "assets" / "webshop-iter1"; spec = cell_of(folder / "manifest.json")
+    assert check_assets(folder, with_collect(spec, targets=spec.collect.targets[:2])) == spec, "fewer may be judged"
+    with pytest.raises(UserError, match=says) as err: check_assets(folder, change(spec))
+    assert "\n" not in str(err.value)
+
+
+def test_a_renamed_or_shortened_pool_is_noticed(pool):
+    spec = CellSpec("x", "webshop", "adwm.webshop", 12, Collect((Recipe("weak"), Recipe("strong"), Recipe("new")), ("weak", "strong"), ("new",), pool_tasks=len({e.task.id for e in pool})))
+    check_logged(pool, spec)
+    with pytest.raises(UserError, match="0 episodes of new|of new at"): check_logged([replace(e, policy="new") if e.policy == "strong" else e for e in pool], spec)
+    with pytest.raises(UserError, match="and its plan has"): check_logged(pool[:-1], spec)
+
+
+GOOD = "policy,epsilon,split,task_id,replicate,seed,reward,success,turns,digest\na,0.0,pool,t,0,42,0.5,0,3,x\n"
+
+
+def truth_file(tmp_path, text):
+    path = tmp_path / "truth.csv.gz"; path.write_bytes(gzip.compress(text if isinstance(text, bytes) else text.encode())); return path
+
+
+@pytest.mark.parametrize("edit, says", [
+    (lambda t: t.replace("0.5", "nan"), "line 2: the field 'reward' must be a finite"), (lambda t: t.replace("0.5", "inf"), "line 2: the field 'reward'"), (lambda t: t.replace("0.5", "abc"), "line 2: the field 'reward' is not a number"),
+    (lambda t: t.replace("0.0", "7"), "line 2: the field 'epsilon' must be a share"), (lambda t: t.replace("0.0", "nan"), "line 2: the field 'epsilon'"), (lambda t: t.replace("pool", "poool"), "line 2: the field 'split' must be pool or fresh"),
+    (lambda t: t + t.splitlines()[1] + "\n", "line 3: the episode of line 2 stands here again"), (lambda t: "", "line 1: the columns must be"), (lambda t: t.splitlines()[0] + "\n", "holds no rows"),
+    (lambda t: t.replace("reward", "rewad"), "line 1: the columns must be"), (lambda t: t.replace(",x", ",x,y"), "line 2: 11 fields stand where 10"), (lambda t: t.replace(",3,x", ""), "line 2: 8 fields"),
+    (lambda t: t.replace("0,42", "0,4.2"), "line 2: the field 'seed' is not a number"), (lambda t: t.replace(",0,3,", ",2,3,"), "'success' must be 0 or 1"), (lambda t: b"\xff\xfe", "cannot be read"), (lambda t: t.replace("t,0", '"t,0'), "cannot be read")])
+def test_bad_truth_is_one_sentence_with_its_line(tmp_path, edit, says):
+    assert len(read_truth(truth_file(tmp_path, GOOD))) == 1
+    with pytest.raises(UserError, match=says) as err: read_truth(truth_file(tmp_path, edit(GOOD)))
+    assert "\n" not in str(err.value)
+
+
+def test_damaged_gzip_is_one_sentence(tmp_path):
+    path = truth_file(tmp_path, GOOD * 50); whole = path.read_bytes()
+    for i in range(0, len(whole), 3):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 0x55]) + whole[i + 1:])
+        try: read_truth(path)
+        except UserError as err: assert "\n" not in str(err)
+
+
+ENTRY = dict(bytes=1, sha256="6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b", command="make it")
+
+
+@pytest.mark.parametrize("text, says", [
+    ("{}", "lacks the parameter 'notes'"), ("[]", "must be a mapping"), ("null", "must be a mapping"), ("{", "missing or damaged"), ("", "missing or damaged"), ("[" * 100_000, "missing or damaged"), ('{"notes": {}}', "lacks the parameter 'files'"),
+    ('{"notes": [], "files": {}}', "notes must be a mapping"), ('{"notes": {}, "files": []}', "files must be a mapping"), ('{"notes": {}, "files": {}}', "w.bin is not in the folder's manifest"),
+    ({"w.bin": {}}, "lacks the parameter 'bytes'"), ({"w.bin": None}, "must be a mapping"), ({"w.bin": {**ENTRY, "sha256": 3}}, "sha256 must be text"), ({"w.bin": {**ENTRY, "bytes": "1"}}, "bytes must be a whole number"),
+    ({"w.bin": {**ENTRY, "bytes": 2}}, "differs from its manifest"), ({"w.bin": {**ENTRY, "sha256": "0"}}, "differs from its manifest"), ({"w.bin": {**ENTRY, "comand": ""}}, "did you mean 'command'"),
+    ({"../x": ENTRY}, "below its folder"), ({"/etc/passwd": ENTRY}, "below its folder"), ({"a/../w.bin": ENTRY}, "below its folder"), ({"./w.bin": ENTRY}, "below its folder"), ({"": ENTRY}, "below its folder"),
+    ({"w.bin": ENTRY, "gone": ENTRY}, "gone is missing; remake it with: make it")], ids=str)
+def test_bad_manifests_are_one_sentence(tmp_path, text, says):
+    (tmp_path / "w.bin").write_bytes(b"1"); (tmp_path / "manifest.json").write_text(text if isinstance(text, str) else json.dumps(dict(notes={}, files=text)))
+    with pytest.raises(UserError, match=says) as err: check_manifest(tmp_path)
+    assert "\n" not in str(err.value)
+
+
+def test_files_that_nothing_vouches_for_are_refused(tmp_path):
+    (tmp_path / "agents" / "a").mkdir(parents=True); (tmp_path / "agents" / "a" / "w.bin").write_bytes(b"1"); write_manifest(tmp_path, "make it", {})
+    manifest = check_manifest(tmp_path)
+    assert listed_hashes(manifest, "agents/a/") == {"agents/a/w.bin": ENTRY["sha256"]}
+    with pytest.raises(UserError, match="lists no file agents/b/"): listed_hashes(manifest, "agents/b/")
+    (tmp_path / "agents" / "b").mkdir(); (tmp_path / "agents" / "b" / "w.bin").write_bytes(b"2")
+    with pytest.raises(UserError, match="agents/b/w.bin is not in the folder's manifest"): check_manifest(tmp_path)
+
+
+def test_what_the_world_may_hold_is_read_from_the_module():
+    spec = CellSpec("x", "webshop", "adwm.webshop", 12, Collect((Recipe("a"),), ("a",), ()))
+    with pytest.raises(UserError, match="collect.world has no parameter 'slipp' .did you mean 'slip'"): with_collect(spec, world={"slipp": 0.2})
+    with pytest.raises(UserError, match="collect.world: slip must be a number"): with_collect(spec, world={"slip": "often"})
+    with pytest.raises(UserError, match="does not stand before it"): with_collect(spec, recipes=(Recipe("a", kind="more", parent="b"), Recipe("b")))
+    with pytest.raises(UserError, match="collect.reads names 'b'"): with_collect(spec, reads=("b",))
+    with pytest.raises(UserError, match="slot of the pool names 'b'"): with_collect(spec, slots=(Slot("b"),))

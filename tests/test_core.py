@@ -1,12 +1,13 @@
 "Keyed randomness, configurations, atomic files and the stage cache."
-import signal, subprocess, sys, textwrap
-from dataclasses import dataclass, field
+import dataclasses, pickle, signal, subprocess, sys, textwrap
+from dataclasses import field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 
-from adwm.core import UserError, atomic_write, cached, from_dict, key_int, key_rng, source_hash, stage_key
+from adwm.core import Check, Count, Name, Rate, Share, UserError, atomic_write, cached, configuration, distinct, from_dict, key_int, key_rng, source_hash, stage_key
 
 
 def test_streams_are_named_not_ordered():
@@ -24,30 +25,57 @@ def test_key_parts_do_not_run_together():
     assert key_int(0, "a", "b") != key_int(0, "ab") != key_int(0, "a,b")
 
 
-@dataclass(frozen=True)
+@configuration
 class Inner:
-    rate: float = 1.0
+    rate: Rate = 1.0
+    way: Literal["mode", "off"] = "mode"
 
 
-@dataclass(frozen=True)
+@configuration
 class Outer:
-    name: str
+    name: Name
     inner: Inner = field(default_factory=Inner)
-    sizes: tuple[int, ...] = (1,)
+    sizes: Annotated[tuple[Count, ...], Check(distinct)] = (1,)
     limit: int | None = None
+    share: Share = 0.5
+    on: bool = True
+    parts: dict[str, Inner] = field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    size: int
 
 
 def test_from_dict_fills_nested():
-    got = from_dict(Outer, {"name": "x", "inner": {"rate": 2}, "sizes": [3, 4], "limit": None})
-    assert got == Outer("x", Inner(2.0), (3, 4), None)
+    got = from_dict(Outer, {"name": "x", "inner": {"rate": 2}, "sizes": [3, 4], "limit": None, "parts": {"a": {"way": "off"}}})
+    assert got == Outer("x", Inner(2.0), (3, 4), None, parts={"a": Inner(way="off")}) and type(got.inner.rate) is float
+    assert from_dict(Outer, dataclasses.asdict(got)) == got == pickle.loads(pickle.dumps(got)) and hash(Inner()) == hash(Inner(1))
+    assert from_dict(Plain, {"size": 3}) == Plain(3), "a plain dataclass will do"
 
 
 @pytest.mark.parametrize("bad, says", [
-    ({"nam": "x"}, "no parameter 'nam'"), ({}, "lacks the parameter 'name'"), ({"name": 3}, "must be str"),
-    ({"name": "x", "inner": {"rate": "1e-4"}}, "1.0e-4"), ({"name": "x", "sizes": 3}, "must be a list"),
-    ({"name": "x", "inner": {"speed": 1}}, "inner has no parameter 'speed'"), ({"name": "x", "sizes": [True]}, "must be int")])
+    ({"nam": "x"}, "^file.yaml has no parameter 'nam' .did you mean 'name'"), ({}, "^file.yaml lacks the parameter 'name'"), ({"name": 3}, "name must be text, not 3"), (3, "must be a mapping"), ([], "must be a mapping"),
+    ({"name": "x", "inner": {"rate": "1e-4"}}, "inner.rate must be a number, not '1e-4' .YAML wants 1.0e-4"), ({"name": "x", "sizes": 3}, "sizes must be a list"),
+    ({"name": "x", "inner": {"speed": 1}}, "file.yaml: inner has no parameter 'speed'"), ({"name": "x", "sizes": [True]}, r"sizes\[0\] must be a whole number"), ({"name": "x", "sizes": [1, 1]}, "1 stands twice"),
+    ({"name": "x", "sizes": [-1]}, "at least 0"), ({"name": "x", "inner": {"rate": 0}}, "above 0"), ({"name": "x", "inner": {"rate": float("nan")}}, "finite"), ({"name": "x", "share": float("inf")}, "finite"),
+    ({"name": "x", "share": 1.5}, "at most 1"), ({"name": "x", "on": 1}, "true or false"), ({"name": "../x"}, "plain name"), ({"name": "x\ny"}, "plain name"), ({"name": ""}, "plain name"), ({"name": "x", 3: 4}, "no parameter '3'"),
+    ({"name": "x", "parts": {"a": {"way": "modee"}}}, "parts.a.way cannot be 'modee' .did you mean 'mode'.*; the valid ones are mode, off"), ({"name": "x", "limit": 1.0}, "whole number"), ({"name": "x", "inner": None}, "must be a mapping")])
 def test_from_dict_refuses(bad, says):
-    with pytest.raises(UserError, match=says): from_dict(Outer, bad, "file.yaml")
+    with pytest.raises(UserError, match=says) as err: from_dict(Outer, bad, "file.yaml")
+    assert "\n" not in str(err.value)
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda: Inner(rate=-1), "^Inner: rate must be above 0, not -1"), (lambda: Inner(-1), "^Inner: rate must"), (lambda: Inner(speed=1), "^Inner has no parameter 'speed'"), (lambda: Outer(), "^Outer lacks the parameter 'name'"),
+    (lambda: dataclasses.replace(Inner(), way="of"), "did you mean 'off'"), (lambda: Outer("x", sizes=(2, 2)), "stands twice"), (lambda: from_dict(Plain, {"size": "3"}), "^Plain: size must be a whole number")])
+def test_no_call_makes_nonsense(make, says):
+    with pytest.raises(UserError, match=says): make()
+
+
+def test_the_validator_is_imported_when_it_is_needed():
+    code = "import sys, adwm, adwm.core; assert 'pydantic' not in sys.modules and 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_atomic_write_replaces_and_reports(tmp_path):
