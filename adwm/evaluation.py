@@ -524,7 +524,7 @@ def bench_of(config_json: str) -> tuple:
     part, domain, folder = config.classical, domain_of(config.env), probe_stage(config_json, ReferencePolicy.name)
     net = from_dict(NetConfig, part.net, "classical.net")
     encode, fitter, plain = Encoded(TextFeatures(domain), part.actions, resolved(domain)), Remember(NetFitter(net)), Remember(NetFitter(net, bootstrap=False))
-    family = classical(encode, fitter, plain, part.folds, domain, fitted_behavior=read_probe(folder / "behavior.json.gz").logp, mixture=mixture_of(config_json), level=config.level)
+    family = classical(encode, fitter, plain, part.folds, fitted_behavior=read_probe(folder / "behavior.json.gz").logp, mixture=mixture_of(config_json), level=config.level)
     return logs(config_json, part.pool)[0], read_probe(folder / "probe.json.gz"), encode, fitter, family
 
 def classical_stage(
