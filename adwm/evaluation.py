@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'FIT_CODE', 'IMAGINE_CODE', 'PROBE_CODE', 'STAGES', 'PAPER_FIVE', 'Data', 'read_tasks', 'check_pool',
-           'check_loggers', 'load_data', 'freeze', 'thaw', 'cache_folder', 'assets_folder', 'remake_data',
-           'remake_command', 'Plain', 'domain_of', 'loggers', 'logs', 'index_of', 'readout_of', 'ending_of',
-           'as_success', 'agent_of', 'fit_stage', 'env_code', 'agent_code', 'adapter_stage', 'soft_reading',
-           'simulator_of', 'judged', 'starts', 'imagine_key', 'imagine_stage', 'brief', 'imagined', 'seeds_of',
-           'read_success', 'estimate_rows', 'read_truth_frame', 'compare', 'gate_stage', 'settled', 'HeadOf',
-           'read_gate', 'status_of', 'check_fold', 'check_stage', 'probe_key', 'probe_stage', 'mixture_of', 'bench_of',
-           'classical_stage', 'estimate_line', 'diagnose', 'classical_rows', 'plan', 'evaluate', 'Stopwatch',
-           'check_fit', 'nothing', 'Results', 'Checked', 'training_spread', 'Compared', 'aim', 'error_aims',
-           'rank_aims', 'rival_aims', 'Judged', 'curve_rho', 'Classical', 'Evaluation', 'label_folder', 'real_episodes',
-           'side_by_side']
+           'load_data', 'freeze', 'thaw', 'cache_folder', 'assets_folder', 'remake_data', 'remake_command', 'Plain',
+           'domain_of', 'loggers', 'logs', 'index_of', 'readout_of', 'ending_of', 'as_success', 'agent_of', 'fit_stage',
+           'env_code', 'agent_code', 'adapter_stage', 'soft_reading', 'simulator_of', 'judged', 'starts', 'imagine_key',
+           'imagine_stage', 'brief', 'imagined', 'seeds_of', 'read_success', 'estimate_rows', 'read_truth_frame',
+           'compare', 'gate_stage', 'settled', 'HeadOf', 'read_gate', 'status_of', 'check_fold', 'check_stage',
+           'probe_key', 'probe_stage', 'mixture_of', 'bench_of', 'classical_stage', 'estimate_line', 'diagnose',
+           'classical_rows', 'plan', 'evaluate', 'Stopwatch', 'check_fit', 'nothing', 'Results', 'Checked',
+           'training_spread', 'Compared', 'aim', 'error_aims', 'rank_aims', 'rival_aims', 'Judged', 'curve_rho',
+           'Classical', 'Evaluation', 'label_folder', 'real_episodes', 'side_by_side']
 
 # %% ../nbs/52_evaluation.ipynb #ac5e316b
 import dataclasses, importlib, json, shutil, tempfile, time
@@ -55,30 +54,26 @@ def read_tasks(path: Path) -> list[Task]:
     except (ValueError, KeyError) as err: raise UserError(f"{path} is not a file of tasks ({err})") from err
 
 def check_pool(config: RunConfig, pool: list) -> None:
-    "Refuse a pool that cannot be learnt from."
+    "Refuse a pool that cannot be learnt from or that the targets logged."
     if len({e.task.id for e in pool}) < 2:
         raise UserError(f"the pool of {config.cell} holds {len(pool)} episode(s) of {len({e.task.id for e in pool})} task(s); an evaluation needs at least two tasks")
     if {e.env for e in pool} != {config.env}: raise UserError(f"the pool of {config.cell} holds episodes of {sorted({e.env for e in pool})}, where '{config.env}' is needed")
-
-def check_loggers(config: RunConfig, pool: list) -> None:
-    "Refuse a file of episodes that a target logged, or somebody whom the cell does not name: nothing is dropped in silence."
-    logged, known = {e.policy for e in pool}, {*config.collect.behaviors, ReferencePolicy.name}
-    both = set(config.collect.targets) & (logged | set(config.collect.behaviors))
+    both = set(config.collect.targets) & {e.policy for e in pool}
     if both: raise UserError(f"{sorted(both)} logged the pool and would be judged by it; a target must not be a behavior policy")
-    if logged - known: raise UserError(f"{sorted(logged - known)} logged episodes of the pool of {config.cell}, but collect.behaviors names {', '.join(config.collect.behaviors)}: name them there, or take their episodes out of the file")
 
 @lru_cache(maxsize=2)
 def load_data(
     config_json: str,    # a configuration as `freeze` writes it: workers receive text, not objects
 ) -> Data:
     "Read and verify what the cell starts from."
-    from adwm.collection import check_manifest
+    from adwm.collection import check_assets, check_logged, check_manifest
     config = thaw(config_json)
     folder = assets_folder(config)
     manifest = check_manifest(folder)
     logged = config.collect.reads or (*config.collect.behaviors, ReferencePolicy.name)
     everything = read_episodes(folder / "pool.jsonl.gz", config.env)
-    check_loggers(config, everything)
+    check_pool(config, everything)
+    check_logged(everything, check_assets(folder, spec_of(config)), str(folder / "pool.jsonl.gz"))
     pool = [e for e in everything if e.policy in logged]   # cells that share a folder differ in whose logs they read
     check_pool(config, pool)
     home = root() / "assets" / config.agents if config.agents and config.source == "repository" else folder
@@ -517,15 +512,16 @@ def mixture_of(config_json: str) -> tuple | None:
 
 @lru_cache(maxsize=1)
 def bench_of(config_json: str) -> tuple:
-    "What the classical estimators of one process share: (pool, reference's probe, encoder, two fitters, estimators)."
+    "What the classical estimators of one process share: (pool, reference's probe, encoder, a fitter, estimators, the loggers' mixture)."
     from adwm.fitted import Encoded, NetConfig, NetFitter, Remember, TextFeatures, classical
     from adwm.weights import read_probe, resolved
     config = thaw(config_json)
     part, domain, folder = config.classical, domain_of(config.env), probe_stage(config_json, ReferencePolicy.name)
     net = from_dict(NetConfig, part.net, "classical.net")
     encode, fitter, plain = Encoded(TextFeatures(domain), part.actions, resolved(domain)), Remember(NetFitter(net)), Remember(NetFitter(net, bootstrap=False))
-    family = classical(encode, fitter, plain, part.folds, fitted_behavior=read_probe(folder / "behavior.json.gz").logp, mixture=mixture_of(config_json), level=config.level)
-    return logs(config_json, part.pool)[0], read_probe(folder / "probe.json.gz"), encode, fitter, family
+    mixture = mixture_of(config_json)
+    family = classical(encode, fitter, plain, part.folds, fitted_behavior=read_probe(folder / "behavior.json.gz").logp, mixture=mixture, level=config.level)
+    return logs(config_json, part.pool)[0], read_probe(folder / "probe.json.gz"), encode, fitter, family, mixture
 
 def classical_stage(
     config_json: str,
@@ -539,7 +535,7 @@ def classical_stage(
     key = dict(part=dataclasses.asdict(config.classical), seeds=seeds, epsilons=config.imagine.epsilons, level=config.level, probes=[probe_key(config, a) for a in (agent, ReferencePolicy.name, *loggers(config))],
                code=source_hash("fitted", "metrics", "weights"))
     def make(folder):
-        start, (pool, reference, encode, fitter, family) = time.perf_counter(), bench_of(config_json)
+        start, (pool, reference, encode, fitter, family, mixture) = time.perf_counter(), bench_of(config_json)
         own = reference if shared else read_probe(probe_stage(config_json, agent) / "probe.json.gz")
         probes, lines = [own] if shared else [mix_probes(own, reference, e) for e in config.imagine.epsilons], []
         for seed in seeds:
@@ -547,7 +543,7 @@ def classical_stage(
             some = [it for it in family if is_random(it) or seed == seeds[0]]
             lines += [estimate_line(it, pool, p, seed) for p in probes for it in some]
         atomic_write(folder / "estimates.json", json.dumps(lines))
-        atomic_write(folder / "diagnostics.json", json.dumps([diagnose(pool, p, encode) for p in probes]))
+        atomic_write(folder / "diagnostics.json", json.dumps([diagnose(pool, p, encode, mixture) for p in probes]))
         atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
     return cached(cache_folder(config), f"classical-{agent}", key, make)
 
@@ -563,13 +559,16 @@ def estimate_line(estimator, pool: list, probe, seed: int) -> dict:
     return dict(estimator=estimator.name, epsilon=probe.epsilon, seed=str(seed) if is_random(estimator) else "all", value=_number(e.value), lower=_number(e.interval[0]), upper=_number(e.interval[1]),
                 status=e.status, reason=e.reason)
 
-def diagnose(pool: list, probe, encode) -> dict:
-    "Whether weights and fits can be believed for one policy: what was drawn, and what the pool has never seen."
-    from adwm.weights import action_coverage, hill, kish_ess, largest_share, stack
+def diagnose(pool: list, probe, encode, mixture: tuple | None) -> dict:
+    "Whether weights and fits can be believed for one policy: what was drawn, and what the pool has never seen; weights per logger, and by the loggers' mixture where it is known."
+    from adwm.weights import action_coverage, stack, weight_notes
     said = dict(policy=probe.policy, epsilon=probe.epsilon, coverage=encode.coverage(pool, probe), exact_coverage=action_coverage(pool, probe))
     if probe.logp is None or any(t.logp is None for e in pool for t in e.turns): return said
-    final = stack(pool, probe).logw[:, -1]
-    return said | dict(ess=kish_ess(final), largest=largest_share(final), tail=_number(hill(final)), impossible=float(np.isneginf(final).mean()))
+    alone = stack(pool, probe)
+    said |= {k: _number(v) for k, v in weight_notes(alone).items()} | dict(impossible=float(np.isneginf(alone.logw[:, -1]).mean()))
+    if mixture is None: return said
+    together = weight_notes(stack(pool, probe, list(mixture)))
+    return said | {f"{k}, mixture": _number(together[k]) for k in ("ess", "mean_weight", "mean_weight_se")}
 
 def classical_rows(
     config: RunConfig,
@@ -949,7 +948,7 @@ class Classical(Judged):
         return pd.concat([pd.DataFrame([truth], index=pd.MultiIndex.from_tuples([("truth", "measured")], names=["setting", "estimator"])), values]).rename_axis(columns="epsilon")
 
     def diagnostics(self) -> pd.DataFrame:
-        "Effective sample size, largest share, tail index, trajectories the target cannot produce, and coverage of its actions (resolved, and by exact string)."
+        "Weights (effective sample size, largest share, tail index, mean with its standard error; with the mixture of loggers too), trajectories the target cannot produce, and coverage of its actions (resolved, and by exact string)."
         if not self.config.classical: return nothing("this cell asks for no classical estimators")
         text = freeze(self.config)
         found = [x for a in (*self.data.targets, ReferencePolicy.name) for x in json.loads((classical_stage(text, a) / "diagnostics.json").read_text())]
