@@ -1,6 +1,5 @@
 "Configurations: what is refused, what a profile changes; jobs that fail late and keep what finished."
 import copy, dataclasses, json, math, re
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -163,9 +162,18 @@ def test_direct_construction_is_checked_as_well():
         with pytest.raises(UserError): make()
 
 
+def essence(node):
+    "A schema without what differs between versions of pydantic: titles, descriptions, defaults."
+    keep = {"enum", "required", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "items", "anyOf", "$ref"}
+    if isinstance(node, list): return [essence(v) for v in node]
+    if not isinstance(node, dict): return node
+    return {k: {n: essence(v) for n, v in node[k].items()} for k in ("properties", "$defs") if k in node} | {k: essence(v) for k, v in node.items() if k in keep}
+
+
 def test_the_schema_is_that_of_the_configuration_and_every_file_names_it(tmp_path):
-    committed = root() / "params" / "schema.json"
-    assert committed.read_text() == write_schema(tmp_path / "schema.json").read_text(), "run the command of nbs/51_runs.ipynb again"
+    committed = json.loads((root() / "params" / "schema.json").read_text())
+    assert essence(committed) == essence(json.loads(write_schema(tmp_path / "schema.json").read_text())), "run the command of nbs/51_runs.ipynb again"
+    assert essence(committed)["$defs"]["Imagine"]["properties"]["relation"]["enum"] == ["mode", "sample", "off"]
     for cell in CELLS: assert (root() / "params" / f"{cell}.yaml").read_text().startswith("# yaml-language-server: $schema=schema.json\n")
 
 
