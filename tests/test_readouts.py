@@ -1,4 +1,6 @@
 "Readouts and their gate: learners, held-out tests, sabotage, heads read two ways, calibration from logs."
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -189,3 +191,35 @@ def test_two_ends_teach_nothing_and_no_order_matters():
     endings = Endings(Keys()).fit(doors())
     assert np.allclose(endings.predict(*rows)[::-1], endings.predict(*(r[::-1] for r in rows)), atol=1e-12, rtol=0)
     assert endings.predict([], [], [], []).shape == (0,)
+
+
+def paying(pool, reward):
+    "The same episodes, every end of which pays the same."
+    return [replace(e, turns=(*e.turns[:-1], replace(e.turns[-1], reward=reward if e.terminated else 0.0))) for e in pool]
+
+
+@pytest.mark.parametrize("reward", [1.0, 0.0, 0.3, 1e-9])
+def test_where_every_end_pays_the_same_tasks_and_bias_decide(reward):
+    report = gate(lambda train: TextReadout(Bids()).fit(train), paying(logs(), reward))
+    assert len(report.ranges) == 1 and report.ranges[0]["n"] == report.n
+    assert report.passed and report.verdict == f"pass: all {report.n} ends of {report.tasks} held-out tasks pay the same, so that R^2 and AUC say nothing"
+
+    class Off(TextReadout):
+        def predict(self, *inputs): return super().predict(*inputs) - .2
+    low = gate(lambda train: Off(Bids()).fit(train), paying(logs(), reward))
+    assert not low.passed and low.reasons[0].startswith("it misjudges p") and low.reasons[0].endswith("by -0.20") and len(low.reasons) == 1 and "pay the same" in low.verdict
+    assert gate(lambda train: TextReadout(Bids()).fit(train), paying(logs(8), reward)).reasons == ["only 8 tasks to test on, 10 are needed"]
+
+
+def test_the_gate_does_not_ask_in_which_unit_rewards_are_paid():
+    "Rewards of 1e-8 are not constant, and those of a million are no other question."
+    for unit in (1e-8, 1e6):
+        pool = [replace(e, turns=(*e.turns[:-1], replace(e.turns[-1], reward=unit * e.turns[-1].reward))) for e in logs()]
+        one, other = (gate(lambda train: TextReadout(Bids()).fit(train), some, success=s) for some, s in ((logs(), .8), (pool, .8 * unit)))
+        assert np.allclose(one.r2, other.r2) and np.allclose(one.auc, other.auc)
+
+
+def test_one_failure_is_too_few_to_rank():
+    pool = paying(logs(), 1.0)
+    pool[0] = paying(logs(), 0.2)[0]
+    assert "too few ends differ from the others to take an AUC" in gate(lambda train: TextReadout(Bids()).fit(train), pool).reasons

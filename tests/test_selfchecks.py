@@ -6,12 +6,12 @@ import pytest
 
 from adwm.core import UserError, key_rng
 from adwm.envs import Corridor, Outcome, advance
-from adwm.episodes import TERMINAL
+from adwm.episodes import TERMINAL, split_by_task
 from adwm.policies import ReferencePolicy, ScriptedPolicy
 from adwm.readouts import TextReadout, ends, gate
 from adwm.retrieval import NearestNeighbour, PageIndex
 from adwm.rollouts import make_rows, rollout
-from adwm.selfchecks import (Check, CheckRule, SelfCheck, event_rates, judge, reach_checks, replay, resimulate, selfcheck, value_checks, variation)
+from adwm.selfchecks import (Check, CheckRule, SelfCheck, event_rates, judge, reach_checks, replay, resimulate, selfcheck, unseen_checks, value_checks, variation)
 from tests_helpers import small_shop
 
 
@@ -160,3 +160,40 @@ def test_the_worst_line_decides_and_the_answer_is_one_line():
 def test_nothing_held_out_is_an_error(shop):
     real, _, pool, _, _ = shop
     with pytest.raises(UserError, match="no held-out episodes"): selfcheck(real, [], pool)
+
+
+def test_what_the_simulator_has_seen_cannot_test_it(shop):
+    real, _, pool, train, held = shop
+    simulator = honest(train, real.domain)
+    with pytest.raises(UserError, match=rf"^1 of {len(held) + 1} held-out episodes .* expert on task {train[3].task.id}\), so that it would be tested on its memory"): selfcheck(simulator, [*held, train[3]], pool)
+    with pytest.raises(UserError, match="tested on its memory"): selfcheck(Rebuilt(real), train, pool, index=PageIndex(train, real.domain))
+    again = replace(train[3], seed=train[3].seed + 1)
+    assert unseen_checks(simulator, [again])[0].verdict == "trust", "the same walk by another roll of the dice is another episode"
+
+
+def test_a_check_that_was_not_made_did_not_pass(shop):
+    real, reference, pool, train, held = shop
+    blind = selfcheck(Rebuilt(real), held, pool, gate={"passed": True, "verdict": "pass"})
+    assert blind.verdict == "caution" and "Not checked: whether the simulator has seen the held-out episodes" in blind.line
+    bare = selfcheck(Rebuilt(real), held, pool, index=PageIndex(train, real.domain))
+    assert bare.verdict == "caution" and bare.line.startswith("caution: all") and "the readout, since its gate was not given" in bare.line and "\n" not in bare.line
+    full = selfcheck(Rebuilt(real), held, pool, gate={"passed": True, "verdict": "pass"}, index=PageIndex(train, real.domain))
+    assert full.verdict == "trust" and "Not checked" not in full.line
+    asked = selfcheck(Rebuilt(real), held, pool, {"passed": True, "verdict": "pass"}, {"nobody": reference}, index=PageIndex(train, real.domain))
+    assert asked.verdict == "caution" and "none of the policies given logged a held-out episode" in asked.line
+    assert "Not checked" in selfcheck(AnyPage(PageIndex(train, real.domain)), held, pool).line, "also beside a refusal"
+
+
+def test_the_ten_lines_of_the_readme_get_a_verdict():
+    "Every end pays 1; the look-up is exact. Without a gate: caution. With it: trust. For an agent far better than the logs: refuse, and why."
+    world = Corridor(4)
+    rows = make_rows([world.task(i) for i in range(100)])
+    pool = rollout(world, ReferencePolicy(world.domain), rows, seed=0, horizon=12)
+    train, held = split_by_task(pool)[0]
+    simulator, passed = NearestNeighbour(PageIndex(train, world.domain)), gate(lambda logs: TextReadout(world.domain).fit(logs), train)
+    assert passed.passed and "pay the same" in passed.verdict
+    ask = lambda **given: selfcheck(simulator, held, pool, index=simulator.index, **given)
+    assert ask().line == "caution: all 8 checks that were made passed. Not checked: the readout, since its gate was not given (36_readouts)."
+    assert ask(gate=passed).line == "trust: all 9 checks passed."
+    assert ask(gate=passed, estimates={"east": 1.0}).line == "refuse: east is put at 1.00, the pool's best policy earned 0.25: no logged agent was that good."
+    with pytest.raises(UserError, match="tested on its memory"): selfcheck(simulator, train, pool)
