@@ -186,7 +186,8 @@ class PageIndex:
         found.setdefault(turn.obs, turn.choices)
         return dict(src=src, dst=self.id[episode.pages[t + 1]], kind=self.kinds[move_kind(domain, turn.action, turn.obs)], template=template,
                     argument=self.arguments[argument], task=self.tasks[episode.task.text], hidden=self.hidden[domain.hidden(before)],
-                    world=self.worlds[world[0]], state=self.states[world], relation=relation, action=turn.action, reward=turn.reward, episode=number, turn=t)
+                    world=self.worlds[world[0]], state=self.states[world], relation=relation, action=turn.action, reward=turn.reward,
+                    episode=number, turn=t)
 
     def seen(
         self,

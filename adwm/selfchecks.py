@@ -234,8 +234,8 @@ def reach_checks(
     if estimates:
         name, top = max(estimates.items(), key=lambda x: x[1])
         verdict = judge((top - best) / scale, rule.beyond)
-        out.append(Check("estimate beyond the pool", str(name), len(estimates), top - best, verdict=verdict,
-                         reason=f"{name} is put at {top:.2f}, the pool's best policy earned {best:.2f}: no logged agent was that good" if verdict != "trust" else ""))
+        why = f"{name} is put at {top:.2f}, the pool's best policy earned {best:.2f}: no logged agent was that good"
+        out.append(Check("estimate beyond the pool", str(name), len(estimates), top - best, verdict=verdict, reason=why if verdict != "trust" else ""))
     return out
 
 # %% ../nbs/38_selfchecks.ipynb #76696df2
@@ -250,14 +250,16 @@ def unseen_checks(
     index: PageIndex | None = None,    # of what the simulator saw
 ) -> list[Check]:
     "One line; raises UserError where the simulator has seen a held-out episode."
+    name = "held-out episodes are unseen"
     known = [i for i in (index, getattr(simulator, "index", None)) if isinstance(i, PageIndex)]
     seen = next(filter(None, (i.seen(held) for i in known)), [])
     if seen:
-        raise UserError(f"{len(seen)} of {len(held)} held-out episodes are among the logs that the simulator was made of (the first: {seen[0].policy} on task {seen[0].task.id}), "
+        first = f"{seen[0].policy} on task {seen[0].task.id}"
+        raise UserError(f"{len(seen)} of {len(held)} held-out episodes are among the logs that the simulator was made of (the first: {first}), "
                         "so that it would be tested on its memory: make index, world model and readout without them.")
     if not known:
-        return [unchecked("held-out episodes are unseen", "whether the simulator has seen the held-out episodes, since it has no index and none was given")]
-    return [Check("held-out episodes are unseen", "all", len(held), 1.0, verdict="trust")]
+        return [unchecked(name, "whether the simulator has seen the held-out episodes, since it has no index and none was given")]
+    return [Check(name, "all", len(held), 1.0, verdict="trust")]
 
 
 def gate_checks(
@@ -267,7 +269,8 @@ def gate_checks(
     if gate is None:
         return [unchecked("readout gate", "the readout, since its gate was not given (36_readouts)")]
     passed, said = (gate["passed"], gate["verdict"]) if isinstance(gate, dict) else (gate.passed, gate.verdict)
-    return [Check("readout gate", "held-out tasks", 1, float(passed), verdict="trust" if passed else "refuse", reason="" if passed else f"the readout does not pass its gate: {said}")]
+    why = "" if passed else f"the readout does not pass its gate: {said}"
+    return [Check("readout gate", "held-out tasks", 1, float(passed), verdict="trust" if passed else "refuse", reason=why)]
 
 # %% ../nbs/38_selfchecks.ipynb #d0ecc632
 @dataclass(frozen=True)
@@ -299,7 +302,7 @@ def selfcheck(
     simulator,                         # Simulator that never saw `held`
     held: list,                        # logged Episodes of the tasks (or the policy) left out
     pool: list,                        # all logged Episodes
-    gate=None,                         # GateReport of the readout, or a dict with passed and verdict; without it the verdict is `caution` at best
+    gate=None,                         # GateReport of the readout, or a dict with passed and verdict; None: `caution` at best
     behaviors: dict | None = None,     # policy name in the logs -> Policy; without it the logs are replayed only
     estimates: dict | None = None,     # what is being estimated: name -> value
     index: PageIndex | None = None,    # of the logs the simulator saw; adds twins and likeness
@@ -316,6 +319,8 @@ def selfcheck(
     checks += track_checks(there, held, rule) + event_checks(made, held, simulator.domain, rule, "replay") + value_checks(made, held, rule)
     if behaviors:
         made, beside = resimulate(simulator, behaviors, held, horizon, seed)
-        checks += event_checks(made, beside, simulator.domain, rule, "re-simulation") + value_checks(made, beside, rule, "re-simulated") if made else [
-            unchecked("value re-simulated - logged", "re-simulation, since none of the policies given logged a held-out episode")]
+        if made:
+            checks += event_checks(made, beside, simulator.domain, rule, "re-simulation") + value_checks(made, beside, rule, "re-simulated")
+        else:
+            checks.append(unchecked("value re-simulated - logged", "re-simulation, since none of the policies given logged a held-out episode"))
     return SelfCheck(checks + reach_checks(pool, estimates or {}, rule, scale))
