@@ -327,3 +327,9 @@ def test_a_twin_is_the_same_act_on_the_same_page_in_the_same_state():
     matcher = NearestNeighbour(index).matcher
     q = matcher.query(State(Task("a", "find it", "hall"), "hall", ()), "open red")
     assert matcher.same_act(matcher.group(q.kind), [q]).tolist() == [[1.0, 0.0]], "another house is another world"
+
+
+def test_where_an_act_leads_are_pages_that_were_new_then():
+    "A door that stayed shut shows the hall again: the hall is not where `open` leads."
+    index = PageIndex([episode([("hall", "open red"), ("hall", "open blue"), ("shelf blue", "take x")])], Rooms())
+    assert [index.pages[i] for i in index.after("hall", "open")] == ["shelf blue"]
