@@ -283,7 +283,7 @@ def r_squared(
 ) -> float:                  # 1 perfect, 0 as good as the mean; NaN without variance
     "Share of the variance explained."
     spread = ((truth - truth.mean()) ** 2).sum()
-    return float(1 - ((truth - guess) ** 2).sum() / spread) if spread > 1e-12 else float("nan")
+    return float(1 - ((truth - guess) ** 2).sum() / spread) if spread > 1e-20 * (truth ** 2).sum() else float("nan")   # below it is rounding
 
 # %% ../nbs/36_readouts.ipynb #ad59a8e1
 @dataclass(frozen=True)
@@ -300,8 +300,8 @@ class GateReport:
     "How a readout did on held-out tasks; triples are (value, lower, upper) with 90 % bounds."
     n: int
     tasks: int
-    r2: tuple
-    auc: tuple
+    r2: tuple                # NaN where all ends pay the same
+    auc: tuple               # NaN where all ends succeed, or none
     ranges: list             # dicts low, high, n, logged, bias, lower, upper by range of the logged reward
     policies: list           # dicts policy, epsilon, n, logged, bias, lower, upper
     passed: bool
@@ -311,6 +311,8 @@ class GateReport:
     def verdict(self) -> str:
         "One line."
         found = f"R^2 {self.r2[0]:.2f} [{self.r2[1]:.2f}, {self.r2[2]:.2f}], AUC {self.auc[0]:.2f} on {self.n} ends of {self.tasks} held-out tasks"
+        if np.isnan(self.r2[0]):
+            found = f"all {self.n} ends of {self.tasks} held-out tasks pay the same, so that R^2 and AUC say nothing"
         return f"pass: {found}" if self.passed else f"fail: {'; '.join(self.reasons)} ({found})"
 
 # %% ../nbs/36_readouts.ipynb #a7409419
@@ -350,7 +352,7 @@ def gate(
     seed: int = 0,
     rule: GateRule = GateRule(),
     success: float | None = None,      # reward that counts as success; by default 1 if it occurs often enough, else the median
-    edges: list | None = None,         # borders of the ranges of reward; four equal ones by default
+    edges: list | None = None,         # borders of the ranges of reward; four equal ones by default, one where all are equal
     cut: bool = False,                 # see `ends`
 ) -> GateReport:
     "Test a way of fitting a readout on held-out tasks."
@@ -361,7 +363,7 @@ def gate(
         success = 1.0 if 5 <= (truth >= 1).sum() <= len(truth) - 5 else np.median(truth) + 1e-9
     r2 = bounded(lambda i: r_squared(truth[i], guess[i]), draws, len(truth))
     area = bounded(lambda i: auc(truth[i] >= success, guess[i]), draws, len(truth))
-    edges = np.linspace(truth.min(), truth.max(), 5) if edges is None else np.asarray(edges, float)
+    edges = np.linspace(truth.min(), truth.max(), 5 if np.ptp(truth) > 0 else 2) if edges is None else np.asarray(edges, float)
     inside = [(truth >= a) & ((truth < b) | (b == edges[-1])) for a, b in zip(edges[:-1], edges[1:])]
     ranges = [dict(low=float(a), high=float(b), logged=float(truth[m].mean()), **_bias(off, m, draws))
               for a, b, m in zip(edges[:-1], edges[1:], inside) if m.any()]
@@ -375,17 +377,20 @@ def gate(
 def gate_reasons(
     rule: GateRule,
     tasks: int,              # held-out tasks
-    r2: tuple,               # value, lower, upper
-    area: tuple,             # value, lower, upper
+    r2: tuple,               # value, lower, upper; NaN where all ends pay the same
+    area: tuple,             # AUC likewise
     policies: list,          # dicts with policy, bias, lower, upper
 ) -> list[str]:              # empty if it passes
     "Why a readout fails the rule."
     out = []
     if tasks < rule.tasks:
         out.append(f"only {tasks} tasks to test on, {rule.tasks} are needed")
-    if not r2[1] > rule.r2:
+    varied = not np.isnan(r2[0])       # else all ends pay the same: nothing to explain or to rank
+    if varied and not r2[1] > rule.r2:
         out.append(f"R^2 may be as low as {r2[1]:.2f} on unseen tasks, {rule.r2:.2f} is needed")
-    if not area[1] > rule.auc:
+    if varied and np.isnan(area[0]):
+        out.append("too few ends differ from the others to take an AUC")
+    elif varied and not area[1] > rule.auc:
         out.append(f"AUC may be as low as {area[1]:.2f}, {rule.auc:.2f} is needed")
     far = [p for p in policies if p["lower"] > rule.bias or p["upper"] < -rule.bias]
     if far:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CheckRule', 'Check', 'judge', 'step_checks', 'Replay', 'replay', 'track_checks', 'event_rates', 'variation',
-           'event_checks', 'value_checks', 'resimulate', 'reach_checks', 'SelfCheck', 'selfcheck']
+           'event_checks', 'value_checks', 'resimulate', 'reach_checks', 'unchecked', 'unseen_checks', 'gate_checks',
+           'SelfCheck', 'selfcheck']
 
 # %% ../nbs/38_selfchecks.ipynb #c6079b5d
 from collections import Counter
@@ -36,7 +37,7 @@ class Check:
     "One line of the table."
     name: str                # what was checked
     item: str                # of what: a template, a policy, a turn
-    n: int                   # cases
+    n: int                   # cases; 0: it could not be checked, and the reason says why
     value: float
     lower: float = float("nan")
     upper: float = float("nan")
@@ -233,9 +234,43 @@ def reach_checks(
     if estimates:
         name, top = max(estimates.items(), key=lambda x: x[1])
         verdict = judge((top - best) / scale, rule.beyond)
-        out.append(Check("estimate beyond the pool", str(name), len(estimates), top - best, verdict=verdict,
-                         reason=f"{name} is put at {top:.2f}, the pool's best policy earned {best:.2f}" if verdict != "trust" else ""))
+        why = f"{name} is put at {top:.2f}, the pool's best policy earned {best:.2f}: no logged agent was that good"
+        out.append(Check("estimate beyond the pool", str(name), len(estimates), top - best, verdict=verdict, reason=why if verdict != "trust" else ""))
     return out
+
+# %% ../nbs/38_selfchecks.ipynb #76696df2
+def unchecked(name: str, reason: str) -> Check:
+    "A check that could not be made: no reason to refuse, and none to trust."
+    return Check(name, "not checked", 0, float("nan"), verdict="caution", reason=reason)
+
+
+def unseen_checks(
+    simulator,               # its attribute `index`, if it has one, knows what it was made of
+    held: list,              # Episodes
+    index: PageIndex | None = None,    # of what the simulator saw
+) -> list[Check]:
+    "One line; raises UserError where the simulator has seen a held-out episode."
+    name = "held-out episodes are unseen"
+    known = [i for i in (index, getattr(simulator, "index", None)) if isinstance(i, PageIndex)]
+    seen = next(filter(None, (i.seen(held) for i in known)), [])
+    if seen:
+        first = f"{seen[0].policy} on task {seen[0].task.id}"
+        raise UserError(f"{len(seen)} of {len(held)} held-out episodes are among the logs that the simulator was made of (the first: {first}), "
+                        "so that it would be tested on its memory: make index, world model and readout without them.")
+    if not known:
+        return [unchecked(name, "whether the simulator has seen the held-out episodes, since it has no index and none was given")]
+    return [Check(name, "all", len(held), 1.0, verdict="trust")]
+
+
+def gate_checks(
+    gate,                    # GateReport, a dict with passed and verdict, or None
+) -> list[Check]:
+    "One line: the readout's own test."
+    if gate is None:
+        return [unchecked("readout gate", "the readout, since its gate was not given (36_readouts)")]
+    passed, said = (gate["passed"], gate["verdict"]) if isinstance(gate, dict) else (gate.passed, gate.verdict)
+    why = "" if passed else f"the readout does not pass its gate: {said}"
+    return [Check("readout gate", "held-out tasks", 1, float(passed), verdict="trust" if passed else "refuse", reason=why)]
 
 # %% ../nbs/38_selfchecks.ipynb #d0ecc632
 @dataclass(frozen=True)
@@ -252,10 +287,11 @@ class SelfCheck:
     @property
     def line(self) -> str:
         "One line: the verdict and its reasons."
-        judged = [c for c in self.checks if c.verdict != "-"]
-        why = list(dict.fromkeys(c.reason for c in judged if c.verdict == self.verdict and c.reason))
+        made, missing = [c for c in self.checks if c.n and c.verdict != "-"], [c.reason for c in self.checks if not c.n]
+        why = list(dict.fromkeys(c.reason for c in made if c.verdict == self.verdict and c.reason))
         more = f" (and {len(why) - 4} more)" if len(why) > 4 else ""
-        return f"{self.verdict}: {'; '.join(why[:4])}{more}." if why else f"trust: all {len(judged)} checks passed."
+        said = "; ".join(why[:4]) + more if why else f"all {len(made)} checks{' that were made' if missing else ''} passed"
+        return f"{self.verdict}: {said}." + (f" Not checked: {'; '.join(missing)}." if missing else "")
 
     def table(self) -> list[dict]:
         "Lines as dicts, judged ones first."
@@ -266,7 +302,7 @@ def selfcheck(
     simulator,                         # Simulator that never saw `held`
     held: list,                        # logged Episodes of the tasks (or the policy) left out
     pool: list,                        # all logged Episodes
-    gate=None,                         # GateReport of the readout, or a dict with passed and verdict
+    gate=None,                         # GateReport of the readout, or a dict with passed and verdict; None: `caution` at best
     behaviors: dict | None = None,     # policy name in the logs -> Policy; without it the logs are replayed only
     estimates: dict | None = None,     # what is being estimated: name -> value
     index: PageIndex | None = None,    # of the logs the simulator saw; adds twins and likeness
@@ -278,14 +314,13 @@ def selfcheck(
     "Ask a simulator everything the logs can answer."
     if not held:
         raise UserError("there are no held-out episodes to check a simulator with: leave some tasks or a policy out of its training.")
-    checks = step_checks(simulator, held, rule, seed, index)
+    checks = unseen_checks(simulator, held, index) + gate_checks(gate) + step_checks(simulator, held, rule, seed, index)
     made, there = replay(simulator, held, seed)
     checks += track_checks(there, held, rule) + event_checks(made, held, simulator.domain, rule, "replay") + value_checks(made, held, rule)
     if behaviors:
         made, beside = resimulate(simulator, behaviors, held, horizon, seed)
-        checks += event_checks(made, beside, simulator.domain, rule, "re-simulation") + value_checks(made, beside, rule, "re-simulated") if made else []
-    checks += reach_checks(pool, estimates or {}, rule, scale)
-    if gate is not None:
-        passed, said = (gate["passed"], gate["verdict"]) if isinstance(gate, dict) else (gate.passed, gate.verdict)
-        checks.append(Check("readout gate", "held-out tasks", 1, float(passed), verdict="trust" if passed else "refuse", reason="" if passed else f"the readout does not pass its gate: {said}"))
-    return SelfCheck(checks)
+        if made:
+            checks += event_checks(made, beside, simulator.domain, rule, "re-simulation") + value_checks(made, beside, rule, "re-simulated")
+        else:
+            checks.append(unchecked("value re-simulated - logged", "re-simulation, since none of the policies given logged a held-out episode"))
+    return SelfCheck(checks + reach_checks(pool, estimates or {}, rule, scale))

@@ -5,6 +5,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from adwm import metrics as m
@@ -272,3 +274,99 @@ def test_perfect_simulator_at_each_epsilon():
     for f in floor.values(): assert f.lower <= f.tenth <= f.upper
     alone = m.noise_floor(V, np.full(14, .015), np.full(14, .02))
     assert alone["mae"] == floor["mae"] and alone["rho"] == floor["rho"], "asking more changes nothing that was asked before"
+
+
+@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=9), st.lists(st.integers(-1000, 1000), min_size=9, max_size=9), st.integers(-300, 296))
+@settings(derandomize=True, deadline=None, max_examples=80)
+def test_ranks_do_not_know_the_unit(x, y, power):
+    "Values in any unit, from 1e-300 to 1e300, have the same order, the same ties and the same regret in that unit."
+    x, y, unit = np.array(x) / 7, np.array(y[:len(x)]) / 7, 10.0 ** power
+    assert np.array_equal(m.ranks(x * unit), m.ranks(x)) and np.array_equal(m.ranks(x), stats.rankdata(x))
+    assert np.array_equal(m.spearman(y, x * unit), m.spearman(y, x), equal_nan=True) and np.array_equal(m.kendall(y, x * unit), m.kendall(y, x), equal_nan=True)
+    assert np.isclose(m.regret(y, x * unit), m.regret(y, x))
+    for statistic in ("spearman", "kendall"):
+        if len(x) < 6: assert np.array_equal(m.exact_p(y, x * unit, statistic), m.exact_p(y, x, statistic), equal_nan=True)
+
+
+def test_ties_are_those_of_rounding():
+    "Equal sums in another order tie; what differs in the tenth digit does not; an infinite estimate ranks last and decides nothing else."
+    assert m.ranks([.1 + .2, .3, .7 - .4]).tolist() == [2, 2, 2] and m.ranks([1e-13, 3e-13, 2e-13]).tolist() == [1, 3, 2]
+    assert m.ranks([1, 1 + 1e-10, 2]).tolist() == [1, 2, 3] and m.ranks([0., 0., 0.]).tolist() == [2, 2, 2]
+    assert m.ranks([.2, np.inf, .1, -np.inf]).tolist() == [3, 4, 2, 1]
+    assert m.ranks([[1e-9, 2e-9], [2e9, 1e9]]).tolist() == [[1, 2], [2, 1]], "every row has its own unit"
+
+
+def test_within_se_is_the_error_of_the_mean_over_these_tasks():
+    "Unequal numbers of episodes: the pooled variance has (episodes - tasks) degrees of freedom, so that its mean is the true variance."
+    rng, task, level = key_rng(0, "within"), np.repeat(np.arange(8), [2, 2, 3, 3, 2, 4, 2, 1]), np.linspace(0, 3, 8)
+    se = np.array([m.within_se(level[task] + rng.normal(size=len(task)), task) for _ in range(3000)])
+    count = np.bincount(task)
+    assert np.isclose((se ** 2).mean(), np.mean(1 / count) / 8, rtol=.02), "noise of variance 1, whatever the tasks' levels"
+    assert np.isclose(m.within_se([0., 2., 1., 1., 1.], [0, 0, 1, 1, 1]), np.sqrt(2 / 3 * np.mean([1 / 2, 1 / 3]) / 2))
+    assert np.isclose(m.within_se([0., 2., 0., 2.], [0, 0, 1, 1], 5), np.sqrt(2 / 5 / 2)), "the same noise in five episodes a task"
+
+
+def test_seeds_that_disagree_widen_every_interval():
+    "The noise of a seed is noise of the estimate: of the value, of a metric, and of a difference of metrics."
+    rng = key_rng(0, "seeds")
+    truth, level = np.full(4, .5), rng.normal(0, .2, (1, 5, 4))
+    table = .5 + level + rng.normal(0, .01, (80, 5, 4))
+    alone = table.mean(1)
+    spread = lambda t: np.std(m.metric_draws(truth, {"it": t})[1]["it"], axis=0)
+    expected = np.sqrt(level.var(1)[0] / 5)
+    assert np.allclose(spread(table), expected, rtol=.05) and (spread(alone) < .01).all()
+    wide, narrow = m.value_interval(table), m.value_interval(alone[:, None])
+    assert ((wide.upper - wide.lower) > 10 * (narrow.upper - narrow.lower)).all()
+    width = lambda t: np.subtract(*[getattr(m.paired_interval(truth, t, np.full(4, .4)), side) for side in ("upper", "lower")])
+    assert width(table) > 5 * width(alone)
+    assert np.allclose(*[m.metric_draws(truth, {"a": table, "b": table + 1})[1][k] + c for k, c in (("a", 1), ("b", 0))]), "equal seeds share their coins"
+
+
+def test_tables_draw_truth_and_estimate_as_wide_as_their_errors():
+    "Behind MAE and rho of the summary: a 90 % interval of half width 1.645 s becomes noise of standard deviation s, the truth's error is taken as it is."
+    rows = rows_of(m.truth_table(cell()))
+    lines = m.policy_lines(rows).assign(truth_se=.03, lower=lambda d: d["value"] - 1.6449 * .05, upper=lambda d: d["value"] + 1.6449 * .05)
+    V, E = m._noisy(lines, .9, 4000, 0)
+    assert np.allclose(V.std(0), .03, rtol=.06) and np.allclose(E.std(0), .05, rtol=.06) and abs(np.corrcoef(V[:, 0], E[:, 0])[0, 1]) < .06
+    assert np.allclose(V.mean(0), lines["truth"], atol=.003) and np.allclose(E.mean(0), lines["value"], atol=.004)
+    sharp = lines.assign(lower=np.nan, upper=np.nan)
+    assert (m._noisy(sharp, .9, 10, 0)[1] == sharp["value"].to_numpy()).all(), "an estimate without an interval is taken as it is"
+    wide = m.summary_line(lines)["MAE upper"] - m.summary_line(lines)["MAE lower"]
+    exact = m.summary_line(lines.assign(truth_se=0., lower=np.nan, upper=np.nan))
+    assert wide > .012 and exact["MAE lower"] == exact["MAE"] == exact["MAE upper"]
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:All-NaN slice")   # one policy has no rank
+def test_the_worst_tenth_of_a_perfect_simulator_is_a_tenth():
+    floor = m.noise_floor([.5], [.03], [.04])["mae"]
+    half = stats.halfnorm(scale=.05)
+    assert np.allclose([floor.lower, floor.tenth, floor.value, floor.upper], [half.ppf(.05), half.ppf(.1), half.mean(), half.ppf(.95)], rtol=.06)
+
+
+def test_the_estimators_that_know_nothing_say_what_their_names_say():
+    rows = rows_of(m.truth_table(cell()), shift=.02)
+    made = m.policy_lines(m.floor_rows(rows, .3)).set_index(["estimator", "policy", "epsilon"])
+    truth = m.policy_lines(rows).groupby("epsilon")["truth"].mean()
+    for (name, _, epsilon), line in made.iterrows():
+        said = {"pool mean": .3, "pool mean x (1 - eps)": .3 * (1 - epsilon), "-eps": -epsilon, "eps only": truth[epsilon]}[name]
+        assert np.isclose(line["value"], said) and line["status"] == ("rank only" if name == "-eps" else "floor")
+
+
+def test_what_was_known_of_the_best_agent_and_the_choice():
+    "Regret, bias and coverage of the best agent, from a table in which the estimator prefers the second best and misses the best by far."
+    V = np.array([.2, .4, .6, .5])
+    lines = m.policy_lines(pd.DataFrame(dict(cell="c", setting="s", estimator="e", policy=list("abcd"), epsilon=0., seed="all", metric="reward", value=[.2, .4, .45, .55], lower=[.1, .3, .4, .5],
+                           upper=[.3, .5, .5, .6], truth=V, truth_se=.01, n_rollouts=9, n_truth=9, status="estimated")))
+    line = m.summary_line(lines, pool_mean=.3)
+    assert np.isclose(line["regret eps=0"], .1) and np.isclose(line["bias of best"], -.15) and line["best inside"] == 0 and line["coverage"] == .75
+    assert np.isclose(line["MAE eps=0"], .05) and np.isclose(line["RMSE"], np.sqrt((.15 ** 2 + .05 ** 2) / 4)) and np.isclose(line["rho eps=0"], .8)
+    assert np.isclose(line["skill"], 1 - .05 / .175), "the pool's mean is off by .1, .1, .3 and .2"
+
+
+def test_bad_rows_are_refused_or_counted():
+    with pytest.raises(UserError, match="one estimate per policy"): m.mae([.1, .2], [.1, .2, .3])
+    with pytest.raises(UserError, match="empty"): m.mae([], [])
+    assert np.isnan(m.coverage([.1], [np.nan], [.2])) and m.coverage([.1, .2], [.1, .2], [.1, .2]) == 1, "a bound on the truth holds it"
+    V = np.full((50, 2), .5) + key_rng(0, "bad").normal(size=(50, 2))
+    near = m.metric_interval(V, V + .001)
+    assert near.lower >= 0 and m.metric_interval(V, V - .2, m.bias).upper < 0, "an error is never negative, a bias may be"

@@ -1,11 +1,13 @@
 "Readouts and their gate: learners, held-out tests, sabotage, heads read two ways, calibration from logs."
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from adwm.core import UserError, key_rng
 from adwm.envs import Domain
 from adwm.episodes import TERMINAL, Episode, Task, Turn
-from adwm.readouts import (Boosted, Endings, GateRule, HeadReadout, Kernel, Ridge, Shift, TextReadout, auc, behavior_shift, ends, gate, held_out, log_odds_shift,
+from adwm.readouts import (Boosted, Endings, GateRule, HeadReadout, Kernel, Ridge, Shift, TextReadout, auc, behavior_shift, bounded, ends, gate, gate_reasons, held_out, log_odds_shift,
                            r_squared, shifted, task_bootstrap)
 
 
@@ -189,3 +191,95 @@ def test_two_ends_teach_nothing_and_no_order_matters():
     endings = Endings(Keys()).fit(doors())
     assert np.allclose(endings.predict(*rows)[::-1], endings.predict(*(r[::-1] for r in rows)), atol=1e-12, rtol=0)
     assert endings.predict([], [], [], []).shape == (0,)
+
+
+def paying(pool, reward):
+    "The same episodes, every end of which pays the same."
+    return [replace(e, turns=(*e.turns[:-1], replace(e.turns[-1], reward=reward if e.terminated else 0.0))) for e in pool]
+
+
+@pytest.mark.parametrize("reward", [1.0, 0.0, 0.3, 1e-9])
+def test_where_every_end_pays_the_same_tasks_and_bias_decide(reward):
+    report = gate(lambda train: TextReadout(Bids()).fit(train), paying(logs(), reward))
+    assert len(report.ranges) == 1 and report.ranges[0]["n"] == report.n
+    assert report.passed and report.verdict == f"pass: all {report.n} ends of {report.tasks} held-out tasks pay the same, so that R^2 and AUC say nothing"
+
+    class Off(TextReadout):
+        def predict(self, *inputs): return super().predict(*inputs) - .2
+    low = gate(lambda train: Off(Bids()).fit(train), paying(logs(), reward))
+    assert not low.passed and low.reasons[0].startswith("it misjudges p") and low.reasons[0].endswith("by -0.20") and len(low.reasons) == 1 and "pay the same" in low.verdict
+    assert gate(lambda train: TextReadout(Bids()).fit(train), paying(logs(8), reward)).reasons == ["only 8 tasks to test on, 10 are needed"]
+
+
+def test_the_gate_does_not_ask_in_which_unit_rewards_are_paid():
+    "Rewards of 1e-8 are not constant, and those of a million are no other question."
+    for unit in (1e-8, 1e6):
+        pool = [replace(e, turns=(*e.turns[:-1], replace(e.turns[-1], reward=unit * e.turns[-1].reward))) for e in logs()]
+        one, other = (gate(lambda train: TextReadout(Bids()).fit(train), some, success=s) for some, s in ((logs(), .8), (pool, .8 * unit)))
+        assert np.allclose(one.r2, other.r2) and np.allclose(one.auc, other.auc)
+
+
+def test_one_failure_is_too_few_to_rank():
+    pool = paying(logs(), 1.0)
+    pool[0] = paying(logs(), 0.2)[0]
+    assert "too few ends differ from the others to take an AUC" in gate(lambda train: TextReadout(Bids()).fit(train), pool).reasons
+
+
+def test_the_rule_of_the_gate_is_kept_at_its_limits():
+    "Lower bounds decide, not values; a bias counts where even its nearer bound is beyond the limit; the worst policy is named."
+    rule, line = GateRule(), lambda name, low, high: dict(policy=name, epsilon=0.0, bias=(low + high) / 2, lower=low, upper=high)
+    assert (rule.r2, rule.auc, rule.bias, rule.tasks) == (.2, .65, .1, 10)
+    ask = lambda tasks=10, r2=(.5, .21, .8), area=(.9, .66, 1.), policies=(): gate_reasons(rule, tasks, r2, area, list(policies))
+    assert ask() == [] and ask(9) == ["only 9 tasks to test on, 10 are needed"]
+    assert ask(r2=(.5, .19, .8)) == ["R^2 may be as low as 0.19 on unseen tasks, 0.20 is needed"] and ask(area=(.9, .64, 1.)) == ["AUC may be as low as 0.64, 0.65 is needed"]
+    assert ask(policies=[line("a", .09, .5), line("b", -.5, -.09)]) == []
+    assert ask(policies=[line("a", .11, .13), line("b", -.4, -.11), line("c", 0, 0)]) == ["it misjudges b (epsilon 0) by -0.26"]
+
+
+def test_bounds_are_of_ninety_percent_and_come_from_as_many_tasks_as_there_are():
+    draws = [np.array([i]) for i in range(101)]
+    assert bounded(lambda i: float(i[0]) if len(i) == 1 else -1.0, draws, 101) == (-1.0, 5.0, 95.0)
+    assert bounded(lambda i: np.nan if i[0] % 2 and len(i) == 1 else float(i[0]), draws, 101)[1:] == (5.0, 95.0), "draws without an answer are left out"
+    ids = [t for t in "abcde" for _ in range(3)]
+    assert all(len(d) == 15 for d in task_bootstrap(ids, 30)) and len({tuple(np.unique(d)) for d in task_bootstrap(ids, 30)}) > 5
+
+
+def test_an_end_is_worth_what_the_whole_episode_earned():
+    e = replace(logs(1)[0], terminated=False, truncated=True)
+    paid = replace(e, turns=(replace(e.turns[0], reward=.25), *e.turns[1:-1], replace(e.turns[-1], reward=.5)))
+    assert ends([paid], cut=True).rewards.tolist() == [.75]
+    with pytest.raises(UserError): ends([paid])
+
+
+def test_a_readout_never_leaves_the_logged_range():
+    class Wild:
+        def __init__(self, value): self.value = value
+        def fit(self, x, y): return self
+        def predict(self, x): return np.full(len(x), self.value)
+    pool = logs()
+    rewards = ends(pool).rewards
+    for value, expected in ((9.0, rewards.max()), (-9.0, rewards.min())):
+        assert (TextReadout(Bids(), lambda: [Wild(value)]).fit(pool).predict(*ends(pool).inputs()) == expected).all()
+
+
+def test_success_is_a_full_reward_where_enough_ends_have_one_and_else_more_than_the_median():
+    class Noise:
+        def predict(self, tasks, turns, actions, pages): return np.sin(17.0 * np.arange(len(tasks)))
+    fit, pool = lambda train: Noise(), [e for e in logs() if e.terminated]
+    full = [i for i, e in enumerate(pool) if e.ret >= 1 - 1e-9]
+    pool = [replace(e, turns=(*e.turns[:-1], replace(e.turns[-1], reward=1.0))) if i in full else e for i, e in enumerate(pool)]
+    few = [e for i, e in enumerate(pool) if i not in full[4:]]
+    assert 5 <= len(full) <= len(pool) - 5 and gate(fit, pool).auc == gate(fit, pool, success=1.0).auc != gate(fit, pool, success=.7).auc
+    assert gate(fit, few).auc == gate(fit, few, success=np.median([e.ret for e in few]) + 1e-9).auc != gate(fit, few, success=1.0).auc
+
+
+def test_a_shift_is_told_from_zero_by_its_standard_error():
+    shift = behavior_shift([.1, .2, .3], [.2, .2, .5])
+    assert (shift.value, shift.n) == (pytest.approx(.1), 3) and shift.se == pytest.approx(.1 / np.sqrt(3))
+    assert Shift(.1, .05, 5).apply(.5) == .6 and Shift(.1, .07, 5).apply(.5) == .5 and Shift(-.1, .05, 5).apply(.5) == .4
+
+
+def test_a_template_that_ended_nearly_always_teaches_nothing():
+    pool = doors()
+    won, lost = [e for e in pool if e.terminated], [e for e in pool if not e.terminated]
+    assert Endings(Keys()).fit(won + lost[:2]).members == {} and list(Endings(Keys()).fit(won + lost[:3]).members) == ["try"]

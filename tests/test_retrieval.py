@@ -1,14 +1,16 @@
 "The page index and the nearest-neighbour simulator: relations, ties, filters, composed lists, batching, held-out accuracy."
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from adwm.core import UserError
-from adwm.envs import Domain, State
+from adwm.envs import Domain, Outcome, State, advance
 from adwm.episodes import TERMINAL, Episode, Task, Turn, split_by_task
-from adwm.policies import ScriptedPolicy
-from adwm.retrieval import (NearestNeighbour, PageIndex, Weights, Words, by_template, follow, last_of_type, offered, one_step, relations, split_by_policy, tune, world_of)
+from adwm.policies import ReferencePolicy, ScriptedPolicy
+from adwm.retrieval import (NearestNeighbour, PageIndex, Weights, Words, by_template, follow, last_of_type, offered, one_step, relations, split_by_policy, tune, weights_for,
+                            world_of)
 from adwm.rollouts import make_rows, rollout
 from adwm.webshop import WebShopDomain
 from tests_helpers import small_shop
@@ -242,3 +244,92 @@ def test_ends_are_judged_before_a_page_is_looked_up():
     assert not step(0.0, "look").terminated and not step(np.nan, "look").terminated
     on = step(0.0, "take x")
     assert not on.terminated and on.state.obs == "shelf red", "every logged move of its kind ended, so nothing changes"
+
+
+WAY = {("hall", "east"): "kitchen", ("kitchen", "west"): "hall", ("hall", "south"): "cellar", ("cellar", "north"): "hall",
+       ("kitchen", "south"): "garden", ("garden", "north"): "kitchen", ("cellar", "east"): "garden", ("garden", "west"): "cellar"}
+
+
+class FourRooms:
+    "Four rooms in a square; a lamp stands in the garden, and taking it there pays 1 and ends."
+    choices = ("go north", "go east", "go south", "go west", "take lamp")
+
+    def __init__(self, text, pages): self.text, self.pages, self.domain = text, pages, Domain()
+
+    def task(self, i): return Task(f"t{i}", self.text, self.pages["hall"], self.choices)
+
+    def reset(self, tasks, keys): return [State(t, t.obs, t.choices) for t in tasks]
+
+    def room(self, page): return next(r for r, p in self.pages.items() if p == page)
+
+    def step(self, states, actions, keys):
+        out = []
+        for s, a in zip(states, actions):
+            won = a == "take lamp" and self.room(s.obs) == "garden"
+            obs = TERMINAL if won else self.pages[WAY.get((self.room(s.obs), a.split()[1]), self.room(s.obs))]
+            out.append(Outcome(advance(s, a, won, obs, () if won else self.choices), float(won), won))
+        return out
+
+
+NAMED = {r: f"You are in the {r}. A {thing} stands here." for r, thing in dict(hall="coat", kitchen="pot", cellar="barrel", garden="lamp").items()}
+NUMBERED = dict(hall="You stand at row 1, column 2.", kitchen="You stand at row 2, column 1.", cellar="You stand at row 2, column 3.", garden="You stand at row 3, column 2.")
+
+
+@pytest.mark.parametrize("text, pages", [("take the lamp in the garden", NAMED), ("look around in the hall and in the cellar", NAMED), ("do it", NUMBERED)])
+def test_what_the_logs_show_is_found_by_default(text, pages):
+    "A stranger's deterministic world, every move of which was logged: the look-up plays it as it is, whatever the task's words are and however alike two pages."
+    world = FourRooms(text, pages)
+    rows = make_rows([world.task(i) for i in range(300)])
+    pool = rollout(world, ReferencePolicy(world.domain), rows, 0, 12)
+    index = PageIndex(pool, world.domain)
+    for way in (["go south", "go east"], ["go east", "go south"], ["go east", "go west", "go south", "take lamp", "go north", "go south", "go east"]):
+        target = ScriptedPolicy("target", lambda s: [*way, "take lamp"][min(len(s.turns), len(way))])
+        real, imagined = (rollout(simulator, target, rows[:40], 0, 12) for simulator in (world, NearestNeighbour(index)))
+        assert [e.pages for e in imagined] == [e.pages for e in real] and all(e.ret == 1 for e in imagined)
+
+
+class Visited(FourRooms):
+    "The same house, whose pages also name the visitor: no page is ever seen twice."
+    def task(self, i): return Task(f"t{i}", self.text, f"{self.pages['hall']} Visitor {i}.", self.choices)
+
+    def room(self, page): return super().room(page.split(" Visitor")[0])
+
+    def step(self, states, actions, keys):
+        bare = super().step(states, actions, keys)
+        name = lambda s, o: o.state.obs if o.terminated else f"{o.state.obs} Visitor {s.task.id[1:]}."
+        return [replace(o, state=replace(o.state, obs=name(s, o))) for s, o in zip(states, bare)]
+
+
+def test_a_new_page_is_answered_by_the_page_most_like_it():
+    "No twin anywhere: the page decides, not the words of the task."
+    world = Visited("take the lamp in the garden", NAMED)
+    pool = rollout(world, ReferencePolicy(world.domain), make_rows([world.task(i) for i in range(200)]), 0, 12)
+    nn = NearestNeighbour(PageIndex(pool, world.domain))
+    for room in NAMED:
+        s = State(world.task(500), f"{NAMED[room]} Visitor 500.", world.choices)
+        found = [o.state.obs for o in nn.step([s] * 4, list(world.choices[:4]), [(0, "t500", 0, 0)] * 4)]
+        assert [world.room(page) for page in found] == [WAY.get((room, side.split()[1]), room) for side in world.choices[:4]]
+
+
+def test_the_domain_says_what_its_look_up_weighs():
+    class Shop(Rooms): look_up = {"fit": 3.0, "twin": 0.0}
+    assert weights_for(Rooms()) == Weights() and weights_for(Shop()) == Weights(fit=3.0, twin=0.0)
+    nn = NearestNeighbour(PageIndex([WALK], Shop()))
+    assert nn.find.weights[""] == weights_for(Shop()) and NearestNeighbour(PageIndex([WALK], Shop()), weights=Weights()).find.weights[""] == Weights()
+    assert tune([([WALK], [replace(WALK, policy="q")])], Shop())[0][""] == weights_for(Shop())
+
+
+def test_a_twin_is_the_same_act_on_the_same_page_in_the_same_state():
+    nn = NearestNeighbour(PageIndex([WALK], Rooms()))
+    ask = lambda page, action: [nn.matcher.same_act(nn.matcher.group(q.kind), [q]).sum() for q in [nn.matcher.query(State(Task("t", "find t", "hall"), page, ()), action)]]
+    assert ask("shelf red", "open box one") == [1] and ask("shelf red", "open box two") == [0] and ask("hall", "open box one") == [0] and ask("hall", "open shelf red") == [1]
+    index = PageIndex([episode([("hall", "open red"), ("shelf", "take x")], task="a"), episode([("hall", "open red"), ("shelf", "take x")], task="b")], Houses())
+    matcher = NearestNeighbour(index).matcher
+    q = matcher.query(State(Task("a", "find it", "hall"), "hall", ()), "open red")
+    assert matcher.same_act(matcher.group(q.kind), [q]).tolist() == [[1.0, 0.0]], "another house is another world"
+
+
+def test_where_an_act_leads_are_pages_that_were_new_then():
+    "A door that stayed shut shows the hall again: the hall is not where `open` leads."
+    index = PageIndex([episode([("hall", "open red"), ("hall", "open blue"), ("shelf blue", "take x")])], Rooms())
+    assert [index.pages[i] for i in index.after("hall", "open")] == ["shelf blue"]

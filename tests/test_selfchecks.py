@@ -6,12 +6,12 @@ import pytest
 
 from adwm.core import UserError, key_rng
 from adwm.envs import Corridor, Outcome, advance
-from adwm.episodes import TERMINAL
+from adwm.episodes import TERMINAL, split_by_task
 from adwm.policies import ReferencePolicy, ScriptedPolicy
 from adwm.readouts import TextReadout, ends, gate
 from adwm.retrieval import NearestNeighbour, PageIndex
 from adwm.rollouts import make_rows, rollout
-from adwm.selfchecks import (Check, CheckRule, SelfCheck, event_rates, judge, reach_checks, replay, resimulate, selfcheck, value_checks, variation)
+from adwm.selfchecks import (Check, CheckRule, SelfCheck, event_checks, event_rates, judge, reach_checks, replay, resimulate, selfcheck, track_checks, unseen_checks, value_checks, variation)
 from tests_helpers import small_shop
 
 
@@ -160,3 +160,94 @@ def test_the_worst_line_decides_and_the_answer_is_one_line():
 def test_nothing_held_out_is_an_error(shop):
     real, _, pool, _, _ = shop
     with pytest.raises(UserError, match="no held-out episodes"): selfcheck(real, [], pool)
+
+
+def test_what_the_simulator_has_seen_cannot_test_it(shop):
+    real, _, pool, train, held = shop
+    simulator = honest(train, real.domain)
+    with pytest.raises(UserError, match=rf"^1 of {len(held) + 1} held-out episodes .* expert on task {train[3].task.id}\), so that it would be tested on its memory"): selfcheck(simulator, [*held, train[3]], pool)
+    with pytest.raises(UserError, match="tested on its memory"): selfcheck(Rebuilt(real), train, pool, index=PageIndex(train, real.domain))
+    again = replace(train[3], seed=train[3].seed + 1)
+    assert unseen_checks(simulator, [again])[0].verdict == "trust", "the same walk by another roll of the dice is another episode"
+
+
+def test_a_check_that_was_not_made_did_not_pass(shop):
+    real, reference, pool, train, held = shop
+    blind = selfcheck(Rebuilt(real), held, pool, gate={"passed": True, "verdict": "pass"})
+    assert blind.verdict == "caution" and "Not checked: whether the simulator has seen the held-out episodes" in blind.line
+    bare = selfcheck(Rebuilt(real), held, pool, index=PageIndex(train, real.domain))
+    assert bare.verdict == "caution" and bare.line.startswith("caution: all") and "the readout, since its gate was not given" in bare.line and "\n" not in bare.line
+    full = selfcheck(Rebuilt(real), held, pool, gate={"passed": True, "verdict": "pass"}, index=PageIndex(train, real.domain))
+    assert full.verdict == "trust" and "Not checked" not in full.line
+    asked = selfcheck(Rebuilt(real), held, pool, {"passed": True, "verdict": "pass"}, {"nobody": reference}, index=PageIndex(train, real.domain))
+    assert asked.verdict == "caution" and "none of the policies given logged a held-out episode" in asked.line
+    assert "Not checked" in selfcheck(AnyPage(PageIndex(train, real.domain)), held, pool).line, "also beside a refusal"
+
+
+def test_the_ten_lines_of_the_readme_get_a_verdict():
+    "Every end pays 1; the look-up is exact. Without a gate: caution. With it: trust. For an agent far better than the logs: refuse, and why."
+    world = Corridor(4)
+    rows = make_rows([world.task(i) for i in range(100)])
+    pool = rollout(world, ReferencePolicy(world.domain), rows, seed=0, horizon=12)
+    train, held = split_by_task(pool)[0]
+    simulator, passed = NearestNeighbour(PageIndex(train, world.domain)), gate(lambda logs: TextReadout(world.domain).fit(logs), train)
+    assert passed.passed and "pay the same" in passed.verdict
+    ask = lambda **given: selfcheck(simulator, held, pool, index=simulator.index, **given)
+    assert ask().line == "caution: all 8 checks that were made passed. Not checked: the readout, since its gate was not given (36_readouts)."
+    assert ask(gate=passed).line == "trust: all 9 checks passed."
+    assert ask(gate=passed, estimates={"east": 1.0}).line == "refuse: east is put at 1.00, the pool's best policy earned 0.25: no logged agent was that good."
+    with pytest.raises(UserError, match="tested on its memory"): selfcheck(simulator, train, pool)
+
+
+def test_the_limits_are_the_ones_written_down():
+    "At a limit a line is still good; beyond the first a reader should be careful, beyond the second there is no estimate; what is not a number is refused."
+    rule, off = CheckRule(), 1e-9
+    for limits, worse in ((rule.offered, -1), (rule.distance, 1), (rule.events, 1), (rule.track, -1), (rule.bias, 1), (rule.beyond, 1), (rule.high, -1)):
+        assert [judge(x, limits) for x in (limits[0], limits[0] + worse * off, limits[1], limits[1] + worse * off)] == ["trust", "caution", "caution", "refuse"]
+    assert (rule.offered, rule.distance, rule.events, rule.track) == ((.75, .55), (.75, 1.), (.15, .3), (.5, .25)), "no good estimate was ever made beyond these"
+    assert (rule.bias, rule.beyond, rule.high, rule.few) == ((.05, .1), (.1, .25), (.05, .01), 10)
+    assert judge(float("nan"), rule.bias) == judge(float("inf"), rule.offered) == "refuse"
+
+
+def walks(lengths, reward=1.0, policy="go", epsilon=0.0):
+    "Walks through a corridor of the given numbers of turns: the horizon cut them off."
+    world, go = Corridor(9), ScriptedPolicy("go", lambda s: "go east")
+    made = [rollout(world, go, make_rows([world.task(i)]), 0, n)[0] for i, n in enumerate(lengths)]
+    return [replace(e, policy=policy, epsilon=epsilon, turns=(*e.turns[:-1], replace(e.turns[-1], reward=reward))) for e in made]
+
+
+def test_a_replay_asks_no_further_than_the_log_goes_and_then_repeats_the_last_act():
+    held = walks([1, 3, 5])
+    made, there = replay(Corridor(9), held)
+    assert [len(t) for t in there] == [1, 3, 5] and all(all(t) for t in there)
+    assert [[t.action for t in e.turns] for e in made] == [["go east"] * 5] * 3
+    lines = track_checks([[True], [True, True, False], [True, True, False, False, False]], held, CheckRule())
+    assert [(c.n, c.value) for c in lines] == [(3, 1.0), (2, 1.0), (2, 0.0), (1, 0.0), (1, 0.0)]
+    assert [c.verdict for c in lines] == ["-", "trust", "-", "-", "-"], "judged at turn 1, the middle of the middle episode"
+    assert track_checks([[True, False]] * 3, held, CheckRule())[1].reason == "at turn 1 only 0% of replayed episodes are on their track"
+
+
+def test_page_types_and_acts_are_judged_and_lengths_are_not():
+    world, logged = Corridor(9), walks([3] * 4)
+    short = walks([1] * 4)
+    verdicts = {c.name: (c.value, c.verdict) for c in event_checks(short, logged, world.domain, CheckRule(), "replay")}
+    assert verdicts["rates of ends"][1] == "-" and verdicts["rates of acts"] == (0, "trust") and verdicts["rates of page types"] == (0, "trust")
+    pressed = [replace(e, turns=(*e.turns[:-1], replace(e.turns[-1], action="press"))) for e in logged]
+    line = {c.name: c for c in event_checks(pressed, logged, world.domain, CheckRule(), "replay")}["rates of acts"]
+    assert line.value == pytest.approx(1 / 3) and line.verdict == "refuse" and "33%" in line.reason
+
+
+def test_a_component_is_a_policy_at_one_epsilon_and_overrating_has_a_plus():
+    logged = walks([2] * 12, .5) + walks([2] * 12, .5, epsilon=.5)
+    shift = lambda a, b: [replace(e, turns=(*e.turns[:-1], replace(e.turns[-1], reward=.5 + d))) for e, d in zip(logged, [a] * 12 + [b] * 12)]
+    read = lambda made: [(c.item, round(c.value, 3), c.verdict) for c in value_checks(made, logged, CheckRule())]
+    assert read(shift(0, .15)) == [("all", .075, "caution"), ("go, epsilon 0", 0, "trust"), ("go, epsilon 0.5", .15, "refuse")]
+    assert read(shift(-.07, 0)) == [("all", -.035, "trust"), ("go, epsilon 0", -.07, "caution"), ("go, epsilon 0.5", 0, "trust")]
+    assert "off by +0.15" in value_checks(shift(0, .15), logged, CheckRule())[2].reason
+
+
+def test_reach_is_measured_on_the_scale_of_the_environment_and_by_the_best_on_both_sides():
+    pool = walks([2] * 90, 2.0) + walks([2] * 10, 9.5, policy="best")
+    top, beyond = reach_checks(pool, {"weak": 1.0, "strong": 11.4}, CheckRule(), scale=10.0)
+    assert (top.value, top.verdict) == (.1, "trust") and beyond.item == "strong" and beyond.value == pytest.approx(1.9) and beyond.verdict == "caution"
+    assert reach_checks(walks([2] * 10, 8.5), {}, CheckRule(), scale=10.0)[0].verdict == "refuse", "nine tenths of the scale count as the top"
