@@ -18,7 +18,7 @@ from .envs import Outcome, State, advance
 from .episodes import TERMINAL
 from .fitting import Fitted, Memo, pointers, relation_logits, relation_names
 from .guidance import cfg
-from .retrieval import Composer, Matcher, PageIndex, Weights, move_kind
+from .retrieval import Composer, Matcher, PageIndex, Weights, move_kind, weights_for
 from .schedule import denoise
 from .world_model import Acts, encode_actions, hash_words
 
@@ -123,7 +123,7 @@ class AdwmSimulator:
         self.memo, self.cache, self.codes, self.kinds = Memo(index.domain), {}, {}, {}
         self.names, self.matcher = relation_names(fitted.types), Matcher(index)
         self.latents = self.encode(index.pages)
-        self.weights = weights if isinstance(weights, dict) else {"": weights or Weights()}
+        self.weights = weights if isinstance(weights, dict) else {"": weights or weights_for(index.domain)}
         self.composer = LatentComposer(index, self.latents, self.how.vote) if self.how.compose and hasattr(index.domain, "compose") else None
         self.playable = torch.from_numpy(np.flatnonzero(index.playable & (np.array(index.pages) != TERMINAL)))
 
