@@ -8,11 +8,11 @@ __all__ = ['ENGINES', 'FIT_CODE', 'IMAGINE_CODE', 'PROBE_CODE', 'STAGES', 'PAPER
            'domain_of', 'loggers', 'logs', 'index_of', 'readout_of', 'ending_of', 'as_success', 'agent_of', 'fit_stage',
            'env_code', 'agent_code', 'adapter_stage', 'soft_reading', 'simulator_of', 'judged', 'starts', 'imagine_key',
            'imagine_stage', 'brief', 'imagined', 'seeds_of', 'read_success', 'estimate_rows', 'read_truth_frame',
-           'compare', 'gate_stage', 'settled', 'HeadOf', 'read_gate', 'status_of', 'check_fold', 'check_stage',
-           'probe_key', 'probe_stage', 'mixture_of', 'bench_of', 'classical_stage', 'estimate_line', 'diagnose',
-           'classical_rows', 'plan', 'evaluate', 'Stopwatch', 'check_fit', 'nothing', 'Results', 'Checked',
-           'training_spread', 'Compared', 'aim', 'error_aims', 'rank_aims', 'rival_aims', 'Judged', 'curve_rho',
-           'Classical', 'Evaluation', 'label_folder', 'real_episodes', 'side_by_side']
+           'compare', 'gate_stage', 'HeadOf', 'read_gate', 'status_of', 'check_fold', 'check_stage', 'probe_key',
+           'probe_stage', 'mixture_of', 'bench_of', 'classical_stage', 'estimate_line', 'diagnose', 'classical_rows',
+           'plan', 'evaluate', 'Stopwatch', 'check_fit', 'nothing', 'Results', 'Checked', 'training_spread', 'Compared',
+           'aim', 'error_aims', 'rank_aims', 'rival_aims', 'Judged', 'curve_rho', 'Classical', 'Evaluation',
+           'label_folder', 'real_episodes', 'side_by_side']
 
 # %% ../nbs/52_evaluation.ipynb #ac5e316b
 import dataclasses, importlib, json, shutil, tempfile, time
@@ -66,7 +66,7 @@ def load_data(
     config_json: str,    # a configuration as `freeze` writes it: workers receive text, not objects
 ) -> Data:
     "Read and verify what the cell starts from."
-    from adwm.collection import check_assets, check_logged, check_manifest
+    from adwm.collection import check_assets, check_logged, check_manifest, listed_hashes
     config = thaw(config_json)
     folder = assets_folder(config)
     manifest = check_manifest(folder)
@@ -79,10 +79,10 @@ def load_data(
     home = root() / "assets" / config.agents if config.agents and config.source == "repository" else folder
     known = manifest if home == folder else check_manifest(home)
     path = lambda name: home / "agents" / name
-    digest = lambda listed, start: stage_key({k: v["sha256"] for k, v in listed["files"].items() if k.startswith(start) and not k.endswith("timing.json")})
+    digest = lambda listed, *starts: stage_key({k: v for k, v in listed_hashes(listed, *starts).items() if not k.endswith("timing.json")})
     names = [*config.collect.targets, *config.collect.behaviors]
     return Data(folder, pool, read_tasks(folder / "fresh.jsonl"), {n: path(n) for n in config.collect.targets}, {n: path(n) for n in config.collect.behaviors},
-                stage_key(dict(files=digest(manifest, ("pool", "fresh")), logged=logged)), {n: digest(known, f"agents/{n}/") for n in names})
+                stage_key(dict(files=digest(manifest, "pool", "fresh"), logged=logged)), {n: digest(known, f"agents/{n}/") for n in names})
 
 # %% ../nbs/52_evaluation.ipynb #9629ddf5
 def freeze(config: RunConfig) -> str:
@@ -403,25 +403,15 @@ def gate_stage(
     part = config.estimators[number]
     plain = part.domain == "generic"
     key = dict(kind=part.readout, plain=plain, pool=part.pool, fit=dataclasses.asdict(config.fits[part.fit]) if part.readout == "head" else None, folds=config.folds,
-               constant="bias alone", data=load_data(config_json).digest, code=source_hash("readouts", *(FIT_CODE if part.readout == "head" else ()), *env_code(config)))
+               data=load_data(config_json).digest, code=source_hash("readouts", *(FIT_CODE if part.readout == "head" else ()), *env_code(config)))
     def make(folder):
         episodes, keeps = logs(config_json, part.pool)[0], domain_of(config.env).pays_at_truncation
         if part.readout == "head":
             test = logs(config_json, 0, 0)[1]
             report = gate(lambda _: HeadOf(config_json, part.fit), test, 2, cut=keeps)
         else: report = gate(lambda train: TextReadout(domain_of(config.env, plain)).fit(train), episodes, config.folds, cut=keeps)
-        atomic_write(folder / "gate.json", json.dumps(settled(report)))
+        atomic_write(folder / "gate.json", json.dumps(dataclasses.asdict(report) | {"verdict": report.verdict}))
     return cached(cache_folder(config), f"gate-{part.readout}" + ("-generic" if plain else "") + (f"-{part.pool}" if part.pool else ""), key, make)
-
-def settled(
-    report,    # GateReport of `gate`
-) -> dict:     # the report as it is kept, with a verdict of one line
-    "Where all held-out ends pay the same there is nothing to explain or to rank: the number of tasks and the bias decide."
-    from adwm.readouts import GateRule, gate_reasons
-    if not np.isnan(report.r2[0]): return dataclasses.asdict(report) | {"verdict": report.verdict}
-    reasons = gate_reasons(GateRule(), report.tasks, (np.nan, np.inf, np.inf), (np.nan, np.inf, np.inf), report.policies)
-    said = f"all {report.n} ends of {report.tasks} held-out tasks pay the same, so that R^2 and AUC say nothing"
-    return dataclasses.asdict(report) | dict(passed=not reasons, reasons=reasons, verdict=f"fail: {'; '.join(reasons)} ({said})" if reasons else f"pass: {said}")
 
 class HeadOf:
     "The reward head of a world model that never saw fold 0, as a readout of logged ends."
@@ -647,7 +637,7 @@ class Results:
         self.episodes = {i: imagined(config, i) for i in range(len(config.estimators))}
         parts = [(p, compare(config, estimate_rows(config, p, self.episodes[i], status_of(p, self.gates[i])), self.truth[p.split], set(self.episodes[i]["task_id"])))
                  for i, p in enumerate(config.estimators)]
-        if config.classical: parts.append((EstimatorPart("classical", "classical", "classical"), self._classical()))
+        if config.classical: parts.append((EstimatorPart("classical", "baseline", "neighbour"), self._classical()))
         rows, fresh = (pd.concat([r for p, r in parts if p.split == s] or [parts[0][1].iloc[:0]], ignore_index=True) for s in ("pool", "fresh"))
         floors = [floor_rows(rows[rows["seed"] == "all"], self.pool_value(m), m).assign(seed="all") for m in rows["metric"].unique()]
         self.rows = pd.concat([rows, *floors, fresh], ignore_index=True)
