@@ -6,7 +6,7 @@
 __all__ = ['parse_json', 'read_json', 'place', 'fault', 'checked', 'world_call']
 
 # %% ../nbs/05_inputs.ipynb #db6db255
-import difflib, functools, gzip, inspect, json, reprlib, zlib
+import difflib, functools, gzip, inspect, json, re, reprlib, zlib
 from pathlib import Path
 from typing import Any, Callable
 
@@ -24,8 +24,11 @@ def _once(pairs):
 def _no_number(name): raise ValueError(f"{name} is not a number of JSON")
 
 def parse_json(text: str) -> Any:
-    "The value of a JSON text; ValueError for repeated keys, NaN, infinity and too many brackets."
-    try: return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    "The value of a JSON text; ValueError for repeated keys, NaN, infinity, halves of characters and too many brackets."
+    try:
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        if re.search(r"\\u[dD][89a-fA-F]", text): json.dumps(value, ensure_ascii=False).encode()   # one half of a pair cannot be written again
+        return value
     except RecursionError as err: raise ValueError("its brackets are nested too deeply") from err
 
 def read_json(
