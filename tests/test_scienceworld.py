@@ -257,6 +257,8 @@ def test_official_splits(sim):
     assert [len(p) for p in parts] == [150, 75, 75] and len(set.union(*parts)) == 300
     with pytest.raises(UserError, match="321 tasks"): sim.draw(1000, "test")
     with pytest.raises(UserError, match="train, dev and test"): engine.split("find-plant", "valid")
+    with pytest.raises(UserError, match="'boil' is not one of the task types"): engine.split("boil", "dev")
+    with pytest.raises(UserError, match="-1 tasks were asked for"): sim.draw(-1)
     with pytest.raises(UserError, match="variations 0 to"): engine.open("find-plant-300")
 
 
