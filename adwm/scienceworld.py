@@ -97,6 +97,8 @@ def unavailable() -> str | None:  # None where ScienceWorld can run
     return None
 
 # %% ../nbs/18_scienceworld.ipynb #1faf981b
+def _not_of_py4j(record): return record.module != "java_gateway"
+
 JAVA = ("-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
 WALK = "selfWateringFlowerPots,openContainers,openDoors,noElectricalAction"  # "easy" without its teleporting
 LISTERS = {"go to": "MoveThroughDoor", "focus on": "Focus", "pick up": "PickUpObjectIntoInventory", "put down": "PutDownObjectIntoInventory", "move": "MoveObject"}
@@ -117,7 +119,8 @@ class ScienceEngine:
 
     def start(self):
         "Launch the Java process (about a second) and connect to it."
-        logging.getLogger("py4j").setLevel(logging.CRITICAL)  # a death is reported by EngineDied
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)   # a death is reported by EngineDied
+        logging.getLogger().addFilter(_not_of_py4j)            # and not with a traceback by the root logger
         try: self._connect(self._launch())
         except Exception as err:
             self.close()

@@ -13,10 +13,9 @@ __all__ = ['COLOR_ORDER', 'SEP', 'RawEntry', 'GROUP_NAMES', 'Slip', 'Product', '
            'training_worlds', 'cell_tasks']
 
 # %% ../nbs/12_webshop.ipynb #4762c395
-import json
 import random
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Callable, NamedTuple
