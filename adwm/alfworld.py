@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'HORIZON', 'ROOMS', 'CENTER', 'TRAINING', 'unavailable', 'Game', 'check_game', 'tables', 'generate_game',
-           'generate_games', 'load_games', 'light_copy', 'speed_up', 'page_text', 'AlfredGame', 'Spot', 'Shared',
-           'House', 'place_of', 'kind_of', 'AlfworldDomain', 'Aim', 'parse_task', 'AlfworldProgress', 'done_to',
-           'seen_things', 'listed', 'amended', 'AlfworldEngine', 'Street', 'AlfworldSimulator', 'AlfworldExplorer',
-           'domain', 'cell_tasks', 'training_worlds']
+           'generate_games', 'RawAims', 'RawAsked', 'RawGame', 'RawEngineGame', 'load_games', 'light_copy', 'speed_up',
+           'page_text', 'AlfredGame', 'Spot', 'Shared', 'House', 'place_of', 'kind_of', 'AlfworldDomain', 'Aim',
+           'parse_task', 'AlfworldProgress', 'done_to', 'seen_things', 'listed', 'amended', 'AlfworldEngine', 'Street',
+           'AlfworldSimulator', 'AlfworldExplorer', 'domain', 'cell_tasks', 'training_worlds']
 
 # %% ../nbs/19_alfworld.ipynb #be2ea843
-import contextlib, copy, functools, gzip, hashlib, importlib.util, json, os, re, shutil, sys, types, weakref, zlib
+import contextlib, copy, functools, gzip, hashlib, importlib.util, io, os, re, shutil, sys, types, weakref, zlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt
+from typing_extensions import NotRequired, TypedDict
 
 from .core import UserError, atomic_write, key_rng, root
 from .envs import Domain, State, World
 from .episodes import TERMINAL, Task, Turn, read_episodes
+from .inputs import Text, checked, parse_json, read_json, read_text, world_call
 from .policies import ScriptedPolicy
 from .replayer import Page, Replayed, Replayer
 
@@ -52,6 +55,7 @@ def check_game(game: Game) -> Game:
     "Refuse types that are not the six, and problems that are not PDDL, in one sentence."
     if game.type not in TYPES: raise UserError(f"game {game.id} is of the type '{game.type}'; ALFWorld's six are {', '.join(TYPES)}")
     if "(define" not in game.problem or ":goal" not in game.problem: raise UserError(f"game {game.id} has no PDDL problem with a goal")
+    if game.problem.count("(") != game.problem.count(")"): raise UserError(f"the PDDL problem of game {game.id} has brackets that do not match: it is cut or damaged")
     return game
 
 # %% ../nbs/19_alfworld.ipynb #40d469da
@@ -154,6 +158,35 @@ def generate_games(
     "n generated games."
     return [generate_game(TYPES[i % len(TYPES)], seed, start + i // len(TYPES)) for i in range(n)]
 
+# %% ../nbs/19_alfworld.ipynb #e45a850d
+class RawAims(TypedDict):
+    "What the task is about, as the benchmark writes it."
+    __pydantic_config__ = ConfigDict(strict=True)
+    object_target: Text
+    parent_target: str
+    toggle_target: str
+    object_sliced: NotRequired[bool]
+
+class RawAsked(TypedDict):
+    "traj_data.json, as far as it is read."
+    __pydantic_config__ = ConfigDict(strict=True)
+    task_type: Text
+    pddl_params: RawAims
+
+class RawGame(RawAsked):
+    "One line of a compact file."
+    __pydantic_config__ = ConfigDict(strict=True)
+    id: Text
+    task: Text
+    pddl_problem: Text
+
+class RawEngineGame(TypedDict):
+    "game.tw-pddl, as far as it is read."
+    __pydantic_config__ = ConfigDict(strict=True)
+    solvable: NotRequired[bool]
+    grammar: str
+    pddl_problem: str
+
 # %% ../nbs/19_alfworld.ipynb #24720426
 def load_games(
     path: str | Path | None = None,   # a .jsonl(.gz) file, or a folder; $ALFWORLD_DATA by default
@@ -164,27 +197,29 @@ def load_games(
     if not path.is_file(): raise UserError(f"there are no ALFWorld games at '{path}': give a folder of game.tw-pddl files (alfworld-download makes one) or a .jsonl file")
     out = []
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as f:
-            for n, line in enumerate(f, 1): out.append(_from_dict(json.loads(line), f"{path}, line {n}"))
-    except (OSError, EOFError, ValueError) as err: raise UserError(f"{path}, line {len(out) + 1}, cannot be read as a game: {err}") from err
+        for n, line in enumerate(io.StringIO(read_text(path)), 1): out.append(_game(parse_json(line), f"{path}, line {n},"))
+    except ValueError as err: raise UserError(f"{path}, line {len(out) + 1}, cannot be read as a game: {err}") from err
     if not out: raise UserError(f"{path} holds no game")
+    seen = {}
+    for n, g in enumerate(out, 1):
+        if seen.setdefault(g.id, n) != n: raise UserError(f"{path}, lines {seen[g.id]} and {n} have one id, '{g.id}'; give each game its own")
     return out
 
-def _from_dict(d, where):
-    try:
-        p = d["pddl_params"]
-        return check_game(Game(d["id"], d["task_type"], p["object_target"], p["parent_target"], p["toggle_target"], d["task"], d["pddl_problem"]))
-    except (KeyError, TypeError) as err: raise UserError(f"{where}: the field {err} is missing") from err
+def _game(raw, where):
+    d = checked(RawGame, raw, where)
+    p = d["pddl_params"]
+    return check_game(Game(d["id"], d["task_type"], p["object_target"], p["parent_target"], p["toggle_target"], d["task"], d["pddl_problem"]))
 
 def _load_folder(path):
     files, out = sorted(path.glob("**/game.tw-pddl")), []
     if not files: raise UserError(f"the folder {path} holds no game.tw-pddl: run alfworld-download, or give another folder")
     for file in files:
-        try: game, about = json.loads(file.read_text()), json.loads((file.parent / "traj_data.json").read_text())
-        except (OSError, ValueError) as err: raise UserError(f"{file} or its traj_data.json cannot be read: {err}") from err
-        if not game.get("solvable") or about.get("task_type") not in TYPES or about["pddl_params"].get("object_sliced"): continue
+        game, about = checked(RawEngineGame, read_json(file), str(file)), read_json(file.parent / "traj_data.json")
+        asked = checked(RawAsked, about, str(file.parent / "traj_data.json"))
+        if not game.get("solvable") or asked["task_type"] not in TYPES or asked["pddl_params"].get("object_sliced"): continue
         task = re.search(r"Your task is to: (.*?)\.?\"", game["grammar"])
-        out.append(_from_dict({**about, "id": str(file.parent.relative_to(path)), "task": task.group(1) if task else "", "pddl_problem": game["pddl_problem"]}, str(file)))
+        if not task: raise UserError(f"{file} has a grammar without an instruction, 'Your task is to: ...'")
+        out.append(_game({**asked, "id": str(file.parent.relative_to(path)), "task": task.group(1), "pddl_problem": game["pddl_problem"]}, str(file)))
     if not out: raise UserError(f"none of the {len(files)} games below {path} is solvable and of the six types")
     return out
 
@@ -278,7 +313,8 @@ class AlfredGame:
         try:
             self.env.load(dict(pddl_domain=Path(ALFRED_PDDL_PATH).read_text(), grammar=Path(ALFRED_TWL2_PATH).read_text(), pddl_problem=game.problem, solvable=True, walkthrough=None))
             self.state = self.env.reset()
-        except Exception as err: raise UserError(f"the engine cannot load game {game.id} ({type(err).__name__}: {str(err)[:100]})") from err
+        except (Exception, SystemExit) as err:   # the translator leaves Python where it does not understand a problem
+            raise UserError(f"the engine cannot load game {game.id} ({type(err).__name__}: {' '.join(str(err).split())[:100]}); download it again or leave it out") from err
         self.game, self.at, self.text = game, CENTER, game.text
 
     def page(self) -> Page:
@@ -619,9 +655,6 @@ class AlfworldEngine:
     def drop(self, game: AlfredGame):
         "Nothing to do: a game that is given up returns its library by itself."
 
-    def restart(self):
-        "Nothing to restart: the engine lives in this process."
-
 # %% ../nbs/19_alfworld.ipynb #03539bd3
 class Street:
     "Pages by (task, actions so far), from the graphs of the houses entered so far."
@@ -700,21 +733,23 @@ def domain() -> AlfworldDomain:
     "The domain with its defaults."
     return AlfworldDomain()
 
+@world_call
 def cell_tasks(
-    seed: int,            # of the cell's houses
-    pool: int,            # tasks of the pool
-    fresh: int,           # tasks that the pool never sees
-    **world,              # what training_worlds takes; nothing of it matters here
+    seed: int,                 # of the cell's houses
+    pool: NonNegativeInt,      # tasks of the pool
+    fresh: NonNegativeInt,     # tasks that the pool never sees
+    games: PositiveInt = 360,  # of training_worlds
 ) -> tuple[AlfworldSimulator, dict]:   # the real environment, {"pool": tasks, "fresh": tasks}
     "The cell's houses and its two sets of tasks, task types in turn."
-    simulator = AlfworldSimulator(games := generate_games(pool + fresh, seed))
-    tasks = simulator.tasks([g.id for g in games])
+    simulator = AlfworldSimulator(made := generate_games(pool + fresh, seed))
+    tasks = simulator.tasks([g.id for g in made])
     return simulator, dict(pool=tasks[:pool], fresh=tasks[pool:])
 
+@world_call
 @functools.lru_cache(maxsize=1)   # the chains of a series train in the same houses
 def training_worlds(
-    seed: int,            # of the cell's houses; training uses others
-    games: int = 360,     # how many
+    seed: int,                 # of the cell's houses; training uses others
+    games: PositiveInt = 360,  # how many
 ) -> list[World]:
     "The houses in which a cell's agents are trained, with the explorer as their teacher."
     simulator = AlfworldSimulator(made := generate_games(games, TRAINING + seed))

@@ -271,7 +271,6 @@ def write_catalogue(
 ) -> Path:                 # the folder
     "Write `items_shuffle.json` and `items_ins_v2.json`, the original's file names."
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "items_shuffle.json", json.dumps(list(catalogue.products)))
     atomic_write(folder / "items_ins_v2.json", json.dumps(catalogue.instructions))
     return folder

@@ -10,7 +10,8 @@ __all__ = ['TASKS', 'HORIZON', 'VERBS', 'ROOMS', 'JAVA', 'WALK', 'LISTERS', 'LIF
            'goal_of', 'towards', 'ScienceWorldExpert', 'domain', 'cell_tasks', 'training_worlds']
 
 # %% ../nbs/18_scienceworld.ipynb #597170ec
-import importlib.util, logging, os, re, shutil
+import importlib.util, logging, os, re, shutil, subprocess, threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,12 +19,14 @@ from itertools import zip_longest
 from typing import Callable
 
 import numpy as np
+from pydantic import NonNegativeInt, PositiveInt
 
 from .core import UserError, key_int, key_rng, root
 from .envs import Domain, Reference, State, World, overlap, words
 from .episodes import TERMINAL, Task, Turn, read_episodes
+from .inputs import world_call
 from .policies import ScriptedPolicy
-from .replayer import EngineDied, Page, Replayed, Replayer
+from .replayer import EngineDied, Page, Replayed, Replayer, Watchdog, persist
 
 # %% ../nbs/18_scienceworld.ipynb #1ed9520c
 TASKS = ("lifespan-longest-lived", "lifespan-shortest-lived", "lifespan-longest-lived-then-shortest-lived",
@@ -34,10 +37,10 @@ def parse_id(
     task_id: str,          # e.g. "find-plant-17"
 ) -> tuple[str, int]:      # task type and variation
     "Task type and variation of a task's id; raises UserError for ids of other environments."
-    name, _, variation = task_id.rpartition("-")
-    if name not in TASKS or not variation.isdigit():
+    m = re.fullmatch(r"(.*)-(0|[1-9][0-9]{0,5})", task_id) if isinstance(task_id, str) else None
+    if not m or m[1] not in TASKS:
         raise UserError(f"'{task_id}' is not a ScienceWorld task: ids are a type ({', '.join(TASKS)}), a dash and the number of a variation")
-    return name, int(variation)
+    return m[1], int(m[2])
 
 # %% ../nbs/18_scienceworld.ipynb #4e20b028
 def value_of(
@@ -94,6 +97,8 @@ def unavailable() -> str | None:  # None where ScienceWorld can run
     return None
 
 # %% ../nbs/18_scienceworld.ipynb #1faf981b
+def _not_of_py4j(record): return record.module != "java_gateway"
+
 JAVA = ("-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
 WALK = "selfWateringFlowerPots,openContainers,openDoors,noElectricalAction"  # "easy" without its teleporting
 LISTERS = {"go to": "MoveThroughDoor", "focus on": "Focus", "pick up": "PickUpObjectIntoInventory", "put down": "PutDownObjectIntoInventory", "move": "MoveObject"}
@@ -105,24 +110,43 @@ class ScienceEngine:
         memory: str = "1g",       # upper limit of the Java heap
         simplify: str = WALK,     # the engine's simplifications: open doors and containers, self-watering pots, no wiring
         short: bool = False,      # compile Java lightly: half the processor time in sessions of a few minutes, slower in long ones
+        patience: float = 60.0,   # seconds for one exchange with Java; a process that takes longer is killed
     ):
         if missing := unavailable(): raise UserError(missing)
-        self.memory, self.simplify, self.process, self.jvm, self.spare, self.variations = memory, simplify, None, None, [], {}
+        self.memory, self.simplify, self.patience = memory, simplify, patience
+        self.process, self.client, self.jvm, self.spare, self.variations = None, None, None, [], {}
         self.options = (f"-Xmx{memory}", *JAVA, *(["-XX:TieredStopAtLevel=1"] if short else []))
 
     def start(self):
         "Launch the Java process (about a second) and connect to it."
-        from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)   # a death is reported by EngineDied
+        logging.getLogger().addFilter(_not_of_py4j)            # and not with a traceback by the root logger
+        try: self._connect(self._launch())
+        except Exception as err:
+            self.close()
+            raise EngineDied(f"Java did not start ScienceWorld ({type(err).__name__}: {err}); `java -version` must work and {self.memory} of memory be free") from err
+
+    def _launch(self):
+        "Start Java as py4j does, but under watch from its first moment."
+        from py4j.java_gateway import find_jar_path
         from scienceworld.constants import BASEPATH, JAR_PATH
-        logging.getLogger("py4j").setLevel(logging.CRITICAL)  # a death is reported by EngineDied
-        try:
-            port, self.process = launch_gateway(classpath=JAR_PATH, die_on_exit=True, cwd=BASEPATH, return_proc=True,
-                                                javaopts=list(self.options))
-            self.gateway = JavaGateway(gateway_parameters=GatewayParameters(auto_field=True, port=port), java_process=self.process)
-            self.jvm = self.gateway.jvm
-            self.ids, self.random = self.jvm.util.UniqueIdentifier, getattr(getattr(self.jvm.scala.util, "Random$"), "MODULE$")
-            self._parts(lambda name: self.jvm.java.lang.Class.forName(name + "$").getField("MODULE$").get(None))
-        except Exception as err: raise UserError(f"Java did not start ScienceWorld ({type(err).__name__}: {err}); `java -version` must work and {self.memory} of memory be free") from err
+        java = os.path.join(os.environ["JAVA_HOME"], "bin", "java") if os.environ.get("JAVA_HOME") else "java"
+        command = [java, "-classpath", os.pathsep.join((find_jar_path(), JAR_PATH)), *self.options, "py4j.GatewayServer", "--die-on-broken-pipe", "0"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=BASEPATH)
+        self.watch, said = Watchdog(self.process, self.patience), self.process.stdout
+        port = self.watch.watched(said.readline)()
+        if not port: raise OSError(f"it ended with code {self.process.wait()}")
+        threading.Thread(target=deque, args=(said, 0), daemon=True).start()  # what it prints must be read, or it waits
+        return int(port)
+
+    def _connect(self, port):
+        from py4j.java_gateway import GatewayClient, GatewayParameters, JavaGateway
+        parameters = GatewayParameters(auto_field=True, port=port)
+        self.client = GatewayClient(gateway_parameters=parameters)
+        self.client.send_command = self.watch.watched(self.client.send_command)
+        self.jvm = JavaGateway(self.client, gateway_parameters=parameters).jvm
+        self.ids, self.random = self.jvm.util.UniqueIdentifier, getattr(getattr(self.jvm.scala.util, "Random$"), "MODULE$")
+        self._parts(lambda name: self.jvm.java.lang.Class.forName(name + "$").getField("MODULE$").get(None))
 
     def _parts(self, module):
         "The pieces of Java that list actions."
@@ -133,31 +157,35 @@ class ScienceEngine:
     def call(self, function: Callable, *args):
         "Call into Java; EngineDied when the process is gone."
         from py4j.protocol import Py4JError
-        if self.jvm is None: self.start()
-        if self.process.poll() is not None: raise EngineDied(f"Java ended with code {self.process.poll()}")
-        try: return function(*args)
+        if self.process is None: self.start()
+        try:
+            if self.process.poll() is not None: raise OSError("Java is gone")
+            return function(*args)
         except (Py4JError, OSError) as err:
             full = "OutOfMemory" in str(err)
-            if isinstance(err, Py4JError) and not full and self.process.poll() is None and self._answers(): raise
-            raise EngineDied(f"{type(err).__name__}: {err}") from err
+            if isinstance(err, Py4JError) and not full and self._answers(): raise
+            code = self.process.poll()
+            self.close()
+            raise EngineDied(f"{type(err).__name__}: {err} (Java {'does not answer' if code is None else f'ended with code {code}'})") from err
 
     def _answers(self):
         try: return bool(self.jvm.java.lang.System.currentTimeMillis())
         except Exception: return False
 
-    def open(self, task_id: str, gold: bool = False) -> "ScienceGame":
+    def open(self, task_id: str) -> "ScienceGame":
         "A new game; UserError for tasks and variations the engine does not have."
         name, variation = parse_id(task_id)
-        return self.call(lambda: ScienceGame(self, name, variation, gold))
+        return self.call(lambda: ScienceGame(self, name, variation))
 
     def drop(self, game: "ScienceGame"):
         "A game that is not needed any more: its Java object serves another one."
-        if len(self.spare) < 16: self.spare.append(game.java)
+        if game.process is self.process and len(self.spare) < 16: self.spare.append(game.java)
 
     def split(self, name: str, split: str) -> list[int]:
         "The variations of a task type in the engine's own split: train, dev or test."
+        if name not in TASKS: raise UserError(f"'{name}' is not one of the task types {', '.join(TASKS)}")
         if split not in ("train", "dev", "test"): raise UserError(f"ScienceWorld has the splits train, dev and test, not '{split}'")
-        return self.call(lambda: self._split(name, split))
+        return persist(lambda: self.call(self._split, name, split), f"on the split '{split}' of {name}")
 
     def _split(self, name, split):
         java = self.jvm.scienceworld.runtime.pythonapi.PythonInterface()
@@ -166,33 +194,40 @@ class ScienceEngine:
 
     def gold(self, task_id: str) -> list[str]:
         "The engine's own winning sequence of actions (0.4 s)."
-        return [str(a) for a in self.open(task_id, gold=True).java.getGoldActionSequence()]
+        name, variation = parse_id(task_id)
+        return persist(lambda: self.call(self._gold, name, variation), f"on the gold path of {task_id}")
 
-    def restart(self):
-        "End the process, if it still runs, and forget it; the next call starts another."
-        self.close()
+    def _gold(self, name, variation):
+        return [str(a) for a in ScienceGame(self, name, variation, gold=True).java.getGoldActionSequence()]
 
     def close(self):
-        "End the Java process."
+        "End the Java process; the next call starts another."
         if self.process is None: return
-        try: self.gateway.shutdown()
-        except Exception: pass
-        self.process.stdin.close(); self.process.kill(); self.process.wait()
-        self.process, self.jvm, self.spare, self.variations = None, None, [], {}
+        self.process.kill(); self.process.wait(); self.process.stdin.close()
+        if self.client is not None: self.client.is_connected = False; self.client.close()   # objects freed later have nobody to tell
+        self.process, self.client, self.jvm, self.spare, self.variations = None, None, None, [], {}
 
 # %% ../nbs/18_scienceworld.ipynb #bec5626e
 class ScienceGame:
     "One live game; use through ScienceEngine.open."
     def __init__(self, engine: ScienceEngine, name: str, variation: int, gold: bool = False):
         if variation >= (n := engine_variations(engine, name)): raise UserError(f"{name} has variations 0 to {n - 1}, not {variation}")
-        self.engine, self.turn = engine, 0
+        self.engine, self.process, self.turn = engine, engine.process, 0
         self.java = engine.spare.pop() if engine.spare else engine.jvm.scienceworld.runtime.pythonapi.PythonInterface()
         self.java.load(name, variation, engine.simplify, gold)
         self.last_id, self.inside = engine.ids.count(), self.java.agentInterface().get()
         getattr(self.java, "taskMaker_$eq")(None)  # ten megabytes of all the other tasks
 
-    def page(self, message: str = "", value: float = 0.0, ended: bool = False) -> Page:
-        "The page as it stands."
+    def page(self) -> Page:
+        "The first page."
+        return self._call(self._page)
+
+    def _call(self, function, *args):
+        "Call into Java; a game is as dead as the process it was opened in."
+        if self.process is not self.engine.process: raise EngineDied("the process of this game is gone")
+        return self.engine.call(function, *args)
+
+    def _page(self, message="", value=0.0, ended=False):
         if ended: return Page(TERMINAL, (), value, True)
         text = self.java.getTaskDescription() if self.turn == 0 else ""
         return Page(compose(message, self.java.freeActionLook(), self.java.freeActionInventory()), relevant(self.valid()), value, False, text)
@@ -211,7 +246,7 @@ class ScienceGame:
 
     def step(self, action: str, show: bool = True) -> Page | None:
         "Act, whatever the action says; ended by success or by a negative score. Without `show` no page is made."
-        return self.engine.call(self._step, action, show)
+        return self._call(self._step, action, show)
 
     def _step(self, action, show):
         getattr(self.engine.ids, "count_$eq")(self.last_id); self.engine.random.setSeed(self.turn)
@@ -219,7 +254,7 @@ class ScienceGame:
         self.last_id, self.turn = self.engine.ids.count(), self.turn + 1
         if not show: return None
         score = self.java.getScore()
-        return self.page(message, value_of(score), bool(self.java.getCompleted()) or score < 0)
+        return self._page(message, value_of(score), bool(self.java.getCompleted()) or score < 0)
 
 def engine_variations(engine: ScienceEngine, name: str) -> int:
     "How many variations a task type has (asked once per process)."
@@ -496,10 +531,11 @@ class ScienceWorldSimulator(Replayed):
         slots: int = 256,        # live games per process: the chunk of a rollout divided by `engines`, or more
         short: bool = False,     # compile Java lightly, for sessions of a few minutes
         teleport: bool = False,  # whether rooms can be reached in one step
+        patience: float = 60.0,  # seconds after which a process that does not answer is killed
     ):
         if engines < 1: raise UserError(f"ScienceWorld needs at least one engine, not {engines}")
         self.domain = ScienceWorldDomain(focus)
-        self.players = [Replayer(ScienceEngine(memory, "easy" if teleport else WALK, short), slots) for _ in range(engines)]
+        self.players = [Replayer(ScienceEngine(memory, "easy" if teleport else WALK, short, patience), slots) for _ in range(engines)]
         self.pool = ThreadPoolExecutor(engines)
 
     def _player(self, task_id): return self.players[key_int(0, "engine", task_id) % len(self.players)]
@@ -513,6 +549,7 @@ class ScienceWorldSimulator(Replayed):
 
     def draw(self, n: int, split: str = "test", seed: int = 0, names: tuple[str, ...] = TASKS) -> list[Task]:
         "n tasks of an official split, task types in turn, no variation twice."
+        if n < 0: raise UserError(f"{n} tasks were asked for; give 0 or more")
         engine = self.players[0].engine
         left = {name: [f"{name}-{v}" for v in key_rng(seed, "tasks", split, name).permutation(engine.split(name, split))] for name in names}
         ids = [i for column in zip_longest(*left.values()) for i in column if i is not None]
@@ -609,24 +646,26 @@ def domain() -> ScienceWorldDomain:
 @lru_cache(maxsize=1)
 def _simulator(teleport, slots): return ScienceWorldSimulator(1, short=True, teleport=teleport, slots=slots)
 
+@world_call
 def cell_tasks(
     seed: int,
-    pool: int,                # how many tasks the pool sees
-    fresh: int,               # how many it does not
+    pool: NonNegativeInt,      # how many tasks the pool sees
+    fresh: NonNegativeInt,     # how many it does not
     teleport: bool = False,
-    slots: int = 256,         # live games
-    train: int = 0,           # of training_worlds
+    slots: PositiveInt = 256,  # live games
+    train: PositiveInt = 360,  # of training_worlds
 ) -> tuple[ScienceWorldSimulator, dict[str, list[Task]]]:
     "The engine and its tasks: variations of the official test split for the pool, of dev for fresh tasks."
     simulator = _simulator(teleport, slots)
     return simulator, dict(pool=simulator.draw(pool, "test", seed), fresh=simulator.draw(fresh, "dev", seed))
 
+@world_call
 @lru_cache(maxsize=1)
 def training_worlds(
     seed: int,
     teleport: bool = False,
-    slots: int = 256,
-    train: int = 360,         # training tasks
+    slots: PositiveInt = 256,
+    train: PositiveInt = 360,  # training tasks
 ) -> list[World]:
     "One world of variations of the official train split, with the expert that knows their goals."
     simulator = _simulator(teleport, slots)

@@ -1,8 +1,9 @@
 "ALFWorld: generated games are solvable, the parsing cache changes nothing, planner and explorer win, batching and kills do not matter, bad input."
-import gzip, json
+import dataclasses, gzip, json
 
 import numpy as np
 import pytest
+from hypothesis import given
 
 from adwm import alfworld as alf
 from adwm.core import UserError, key_rng, shared_data
@@ -10,6 +11,7 @@ from adwm.envs import State, advance
 from adwm.episodes import TERMINAL, Task, Turn, to_line
 from adwm.rollouts import make_rows, rollout
 from tests_helpers import survives_a_kill
+from tests_mutations import quick, spoiled
 
 needs_engine = pytest.mark.skipif(alf.unavailable() is not None, reason=alf.unavailable() or "")
 SHARED = shared_data("alfworld", "valid_seen.jsonl.gz")
@@ -85,19 +87,86 @@ def test_progress_is_read_from_actions():
     assert [lit(n) for n in range(1, 7)] == [0, 0, 0, 0, 1, 1]
 
 
-def test_bad_files(tmp_path, monkeypatch):
+ROW = dict(id="a", task_type=alf.TYPES[0], task="put a mug in desk", pddl_problem="(define (problem p) (:goal (x)))", pddl_params=dict(object_target="Mug", parent_target="Desk", toggle_target=""))
+
+
+def row(*path_and_value):
+    "A file of three games, the second with one field changed, or left out where the value is `...`."
+    *path, key, value = path_and_value
+    spoilt = inner = json.loads(json.dumps({**ROW, "id": "b"}))
+    for p in path: inner = inner[p]
+    if value is ...: del inner[key]
+    else: inner[key] = value
+    return "".join(json.dumps(r) + "\n" for r in (ROW, spoilt, {**ROW, "id": "c"}))
+
+
+def test_no_games_are_one_sentence(tmp_path, monkeypatch):
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
     with pytest.raises(UserError, match="there are no ALFWorld games"): alf.load_games()
     with pytest.raises(UserError, match="holds no game.tw-pddl"): alf.load_games(tmp_path)
-    bad = tmp_path / "x.jsonl"
-    for text, match in [("{", "line 1, cannot be read"), ('{"id": "a"}\n', "line 1: the field 'pddl_params'"), ("", "holds no game")]:
-        bad.write_text(text)
-        with pytest.raises(UserError, match=match): alf.load_games(bad)
-    row = dict(id="a", task_type="cook", task="t", pddl_problem="x", pddl_params=dict(object_target="Mug", parent_target="", toggle_target=""))
-    bad.write_text(json.dumps(row))
-    with pytest.raises(UserError, match="of the type 'cook'"): alf.load_games(bad)
-    bad.write_text(json.dumps({**row, "task_type": alf.TYPES[0]}))
-    with pytest.raises(UserError, match="no PDDL problem"): alf.load_games(bad)
+
+
+@pytest.mark.parametrize("text,says", [
+    ("{", "line 1, cannot be read"), ("", "holds no game"), ("[]\n", r"line 1, has \[\]"), ('{"id": "a"}\n', "line 1, lacks the field 'task_type'"), (row("id", "a"), "lines 1 and 2 have one id, 'a'"),
+    ('{"id": "a", "id": "b"}', "'id' stands twice"), ("[" * 100_000, "nested too deeply"), (row("task", float("nan")), "NaN is not a number"),
+    *((row(f, ...), f"line 2, lacks the field '{f}'") for f in ROW), *((row(f, v), f"line 2, .* as '{f}") for f in ROW for v in (None, 3, [], "")),
+    *((row("pddl_params", f, ...), f"line 2, lacks the field 'pddl_params.{f}'") for f in ROW["pddl_params"]), *((row("pddl_params", f, 3), f"has 3 as 'pddl_params.{f}'") for f in ROW["pddl_params"]),
+    (row("task_type", "cook"), "of the type 'cook'"), (row("pddl_problem", "x"), "no PDDL problem"), (row("pddl_problem", ROW["pddl_problem"][:-1]), "brackets that do not match")])
+def test_bad_files(tmp_path, text, says):
+    for name, data in (("x.jsonl", text.encode()), ("x.jsonl.gz", gzip.compress(text.encode()))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=says) as error: alf.load_games(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_damaged_archives_are_one_sentence(tmp_path):
+    whole, path = gzip.compress(row("task", "put a mug in desk").encode()), tmp_path / "x.jsonl.gz"
+    for data in (whole[:-9], whole[:15], b"no archive", "\u00e4".encode("latin-1"), *(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1:] for i in range(10, len(whole), 3))):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="x.jsonl.gz is not readable"): alf.load_games(path)
+
+
+GAME, ABOUT = dict(pddl_problem=ROW["pddl_problem"], grammar='"rhs": "Your task is to: put a mug in desk."', solvable=True), {k: ROW[k] for k in ("task_type", "pddl_params")}
+
+
+@pytest.mark.parametrize("game,about,says", [(GAME, ABOUT, None), ("{", ABOUT, "game.tw-pddl is not readable"), (GAME, "", "traj_data.json is not readable"), ([], ABOUT, r"game.tw-pddl has \[\]"), (GAME, 3, "traj_data.json has 3"),
+                                             ({**GAME, "grammar": 3}, ABOUT, "has 3 as 'grammar'"), ({**GAME, "grammar": "x"}, ABOUT, "without an instruction"), ({**GAME, "solvable": "no"}, ABOUT, "as 'solvable'"), (GAME, {"task_type": alf.TYPES[0]}, "lacks the field 'pddl_params'"),
+                                             (GAME, {**ABOUT, "pddl_params": []}, "as 'pddl_params'"), ({**GAME, "solvable": False}, ABOUT, "none of the 1 games"), ({k: GAME[k] for k in ("grammar", "solvable")}, ABOUT, "lacks the field 'pddl_problem'")])
+def test_the_benchmarks_folders(tmp_path, game, about, says):
+    (folder := tmp_path / "trial").mkdir()
+    for name, value in (("game.tw-pddl", game), ("traj_data.json", about)): (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
+    if says is None: assert alf.load_games(tmp_path)[0].text == "put a mug in desk"
+    else:
+        with pytest.raises(UserError, match=says) as error: alf.load_games(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+@quick
+@given(row=spoiled(ROW))
+def test_a_spoiled_game_loads_or_is_one_sentence(path, row):
+    path.write_text(json.dumps(row))
+    try: alf.load_games(path)
+    except UserError as error: assert "\n" not in str(error)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory): return tmp_path_factory.mktemp("games") / "x.jsonl"
+
+
+@needs_engine
+@pytest.mark.parametrize("old,new", [("(atLocation agent1 loc_0)", "(fliesTo agent1 loc_0)"), ("(atLocation agent1 loc_0)", "(atLocation agent1)"), ("(atLocation agent1 loc_0)", "3"), ("agent1 - agent", "agent1 - robot"),
+                                     ("(:goal", "(:gaol"), ("(:init", "(:init" + "(" * 5000 + ")" * 5000), ("(:init", "(:init (= x)"), ("agent1 - agent", "agent1 - agent agent1 - agent"), ("(:domain alfred)", "(:domain alfred) (:metric minimize (x))")])
+def test_a_problem_the_engine_does_not_understand_is_one_sentence(old, new):
+    "The translator raises anything and even leaves Python."
+    game = alf.generate_game(alf.TYPES[0], 0, 0)
+    with pytest.raises(UserError, match="the engine cannot load game bad") as error: alf.AlfworldEngine([dataclasses.replace(game, id="bad", problem=game.problem.replace(old, new))]).open("bad")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("world,says", [({"game": 3}, "did you mean games"), ({"data": "x"}, "no parameter 'data'; the valid ones are games"), ({"games": 0}, "'games' has 0"), ({"games": "9"}, "'games' has '9'")])
+def test_the_world_of_a_cell_takes_only_what_it_knows(world, says):
+    for make in (lambda **w: alf.cell_tasks(0, 3, 2, **w), lambda **w: alf.training_worlds(0, **w)):
+        with pytest.raises(UserError, match=says): make(**world)
 
 
 def test_missing_engine_is_one_sentence(monkeypatch):

@@ -63,3 +63,5 @@ def test_files_and_bad_input(tmp_path):
     assert json.loads((folder / "items_shuffle.json").read_text()) == list(c.products)
     assert json.loads((folder / "items_ins_v2.json").read_text()) == c.instructions
     with pytest.raises(UserError, match="at least 1"): generate_catalogue(0, 0)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write .*items_shuffle.json"): write_catalogue(c, tmp_path / "file")

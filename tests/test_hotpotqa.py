@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
 
 from adwm.core import UserError, key_rng, shared_data
 from adwm.episodes import TERMINAL, Task
 from adwm.hotpotqa import (START, Encyclopedia, HotpotDomain, HotpotSimulator, Question, Reading, act, cell_tasks, domain, exact, expert, f1, generate_world, normalize_title, plain,
                            read_world, training_worlds, world, write_world)
 from tests_helpers import finish, random_walk as walk
+from tests_mutations import quick, spoiled
 
 
 @pytest.fixture(scope="module")
@@ -203,11 +205,55 @@ def test_write_and_read(tmp_path, made):
     assert len(world("eval", 5, data=str(tmp_path / "w.json.gz"))[1]) == 5
 
 
-@pytest.mark.parametrize("content,says", [("[", "not readable"), ("{}", "no questions"), ("[]", "no questions"), ('[{"_id": "1"}]', "lacks the field 'question'"), ("[1]", "lacks the field")])
+def rows_of(n=3): return json.loads(json.dumps([dict(_id=f"q{i}", question="Who was born first, Sel or Dunra?", answer="Sel", type="comparison", supporting_facts=[["Sel", 0], ["Dunra", 0]],
+                                                      context=[["Sel", ["Sel was a poet."]], ["Dunra", ["Dunra was a poet."]]]) for i in range(n)]))
+
+
+def field(name, value):
+    rows = rows_of()
+    if value is ...: del rows[1][name]
+    else: rows[1][name] = value
+    return json.dumps(rows)
+
+
+@pytest.mark.parametrize("content,says", [
+    ("[", "not readable"), ("{}", "must be a list of questions"), ("[]", "no questions"), ("[1]", "question 0 of .* has 1"), ('[{"_id": "1"}]', "lacks the field 'question'"),
+    *((field(f, ...), f"question 1 of .* lacks the field '{f}'") for f in rows_of()[0]),
+    *((field(f, v), f"question 1 of .* as '{f}") for f in rows_of()[0] for v in (None, 3, {}, "")),
+    (field("_id", "q0"), "questions 0 and 1 of .* have one id, 'q0'"), (field("type", "polar"), "'polar' as 'type'"), (field("answer", ["Sel"]), "as 'answer'"), (field("answer", math.nan), "NaN is not a number"),
+    *((field("supporting_facts", v), "'supporting_facts") for v in ([], [3], [["Sel"]], [["Sel", "0"]], [["Sel", -1]], [["Sel", 0.5]], [["Sel", True]], [[3, 0]], [["Sel", 0, 1]])),
+    *((field("context", v), "'context") for v in ([3], [["Sel"]], [["Sel", "Sel was a poet."]], [["Sel", [3]]], [[None, ["x"]]], [["", ["x"]]])),
+    (json.dumps([{**r, "supporting_facts": [["Nowhere", 0]]} for r in rows_of()]), "no question of .* has its supporting pages")])
 def test_bad_files(tmp_path, content, says):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=says) as error: read_world(tmp_path / "x.json")
     assert "\n" not in str(error.value)
+
+
+@quick
+@given(rows=spoiled(rows_of()))
+def test_a_spoiled_file_loads_or_is_one_sentence(path, rows):
+    path.write_text(json.dumps(rows))
+    try: w = read_world(path)
+    except UserError as error: assert "\n" not in str(error)
+    else:
+        sim = HotpotSimulator(w, w.questions)
+        for task in sim.tasks(): finish(sim, sim.reset([task], [()])[0], lambda s: expert(w, sim.questions[s.task.id], s), 6)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory): return tmp_path_factory.mktemp("world") / "x.json"
+
+
+@pytest.mark.parametrize("world,says", [({"question": 3}, "did you mean questions"), ({"questions": 0}, "'questions' has 0"), ({"people": 29}, "'people' has 29"), ({"worlds": 0}, "'worlds' has 0"), ({"training": -1}, "'training' has -1"),
+                                        ({"data": 3}, "'data' has 3"), ({"data": "/nowhere.json"}, "does not exist"), ({"people": "900"}, "'people' has '900'")])
+def test_the_world_of_a_cell_takes_only_what_it_knows(world, says):
+    for make in (lambda **w: cell_tasks(0, 3, 2, **w), lambda **w: training_worlds(0, **w)):
+        with pytest.raises(UserError, match=says): make(**world)
+
+
+def test_more_questions_than_people_give_is_one_sentence():
+    with pytest.raises(UserError, match="30 people give no more than about .* different questions, 9999 were asked for"): generate_world(0, 9999, 30)
 
 
 def test_bad_requests(tmp_path):
@@ -216,6 +262,8 @@ def test_bad_requests(tmp_path):
     with pytest.raises(UserError, match="not readable"): read_world(tmp_path / "x.json.gz")
     with pytest.raises(UserError, match="at least"): generate_world(0, 0)
     with pytest.raises(UserError, match="split"): world("train", 3)
+    with pytest.raises(UserError, match="at least 1"): world("eval", 0, questions=20)
+    with pytest.raises(UserError, match="at least 1"): read_world(write_world(generate_world(5, 4, 60), tmp_path / "w.json"), limit=0)
     with pytest.raises(UserError, match="tasks were asked"): world("eval", 99, questions=20)
     with pytest.raises(UserError, match="no pages"): Encyclopedia({}, [], "nothing")
 

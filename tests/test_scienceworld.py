@@ -1,4 +1,4 @@
-"ScienceWorld: gold paths win, replays are identical, rewards sum to the value, a killed Java or a killed collection loses nothing, bad input."
+"ScienceWorld: gold paths win, replays are identical, rewards sum to the value, a Java that dies or hangs and a killed collection lose nothing, bad input."
 import os, signal
 
 import numpy as np
@@ -8,6 +8,7 @@ from adwm import scienceworld as sw
 from adwm.core import UserError, key_rng, root
 from adwm.envs import State, advance
 from adwm.episodes import TERMINAL, Task, Turn, read_episodes, to_line
+from adwm.policies import ReferencePolicy
 from adwm.rollouts import Row, make_rows, rollout
 from tests_helpers import survives_a_kill
 
@@ -86,7 +87,7 @@ def test_the_way_through_the_house():
 
 
 def test_bad_ids():
-    for bad in ("find-plant", "boil-3", "find-plant-x"):
+    for bad in ("find-plant", "boil-3", "find-plant-x", "find-plant-", "find-plant--1", "find-plant-\u00b2", "find-plant-01", "find-plant-1\n", "", None, 3):
         with pytest.raises(UserError, match="not a ScienceWorld task"): sw.parse_id(bad)
 
 
@@ -139,7 +140,7 @@ def test_walking_expert_wins_and_objects_are_used_again():
     assert np.mean([e.ret for e in won]) > .9 and 3 < np.mean([len(e.turns) for e in won]) < 9 and player.engine.spare
     player.pages.clear(); player.games.clear()
     assert [to_line(e) for e in rollout(simulator, sw.ScienceWorldExpert(simulator), rows, 0, sw.HORIZON, env="scienceworld")] == [to_line(e) for e in won]
-    simulator.close(); sw._simulator.cache_clear(); sw.training_worlds.cache_clear()
+    simulator.close(); sw._simulator.cache_clear(); sw.training_worlds.__wrapped__.cache_clear()
 
 
 @needs_engine
@@ -171,15 +172,74 @@ def test_same_names_are_told_apart_the_same_way_each_time(sim):
     assert sim.pages([("lifespan-longest-lived-0", path)])[0] == first
 
 
+def strike(engine, sign):
+    "The next work meets a process that is killed or stopped just now; one that is stopped has a second to answer."
+    def struck(function, *args):
+        del engine.call
+        def work():
+            engine.watch.patience = 1.0
+            os.kill(engine.process.pid, sign)
+            return function(*args)
+        return engine.call(work)
+    engine.call = struck
+
+
 @needs_engine
-def test_killed_java_costs_a_replay(sim):
-    a = sim.pages([("find-plant-160", ("teleport to greenhouse", "look around"))])
-    player = sim.players[0]; before = player.counts["restarts"]
-    sim.pages([("find-plant-161", ("teleport to greenhouse",))])
-    os.kill(player.engine.process.pid, signal.SIGKILL); player.engine.process.wait()
-    player.pages.pop(("find-plant-160", ("teleport to greenhouse", "look around")))
-    assert sim.pages([("find-plant-160", ("teleport to greenhouse", "look around"))]) == a
-    assert player.counts["restarts"] == before + 1
+def test_a_java_that_hangs_in_a_rollout_is_a_dead_one(sim):
+    "A process that is stopped between two turns costs a replay: the episodes are those of an undisturbed run."
+    rows, player = make_rows(sim.tasks(["find-plant-160", "lifespan-longest-lived-4"]), [1.0]), sim.players[0]
+    whole = [to_line(e) for e in rollout(sim, ReferencePolicy(sim.domain), rows, 3, 4, env="scienceworld")]
+    player.pages.clear(); player.games.clear()
+    class Stopped:
+        domain, reset = sim.domain, sim.reset
+        def step(self, states, actions, keys):
+            if len(states[0].turns) == 2: strike(player.engine, signal.SIGSTOP)
+            return sim.step(states, actions, keys)
+    before = player.counts["restarts"]
+    assert [to_line(e) for e in rollout(Stopped(), ReferencePolicy(sim.domain), rows, 3, 4, env="scienceworld")] == whole
+    assert player.counts["restarts"] == before + 1 and player.engine.watch.patience == player.engine.patience
+
+
+@needs_engine
+def test_a_death_in_gold_paths_and_draws_costs_nothing(sim):
+    engine, draw = sim.players[0].engine, lambda: sim.draw(2, "dev", seed=9, names=sw.TASKS[:2])
+    gold, tasks = engine.gold("find-animal-200"), draw()
+    strike(engine, signal.SIGKILL)
+    assert engine.gold("find-animal-200") == gold
+    strike(engine, signal.SIGSTOP)
+    assert draw() == tasks
+
+
+@needs_engine
+def test_games_of_a_process_that_was_replaced_are_played_again(sim):
+    "A gold path that outlives its process starts another; the games of the old one are dead, whatever the new one answers."
+    player, path = sim.players[0], ("teleport to kitchen",)
+    whole = player.page("find-plant-162", (*path, "look around"))
+    player.pages.clear(); player.games.clear()
+    player.page("find-plant-162", path)
+    strike(player.engine, signal.SIGKILL)
+    player.engine.gold("find-plant-162")
+    assert player.page("find-plant-162", (*path, "look around")) == whole
+
+
+@needs_engine
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_death_in_start_up_is_tried_again(sign, monkeypatch):
+    engine, connect = sw.ScienceEngine(short=True), sw.ScienceEngine._connect
+    def struck(self, port):
+        monkeypatch.setattr(sw.ScienceEngine, "_connect", connect)
+        self.watch.patience = 1.0
+        os.kill(self.process.pid, sign)
+        return connect(self, port)
+    monkeypatch.setattr(sw.ScienceEngine, "_connect", struck)
+    assert len(engine.split("find-plant", "dev")) == 75
+    engine.close()
+
+
+@needs_engine
+def test_a_java_that_never_starts_is_one_sentence():
+    with pytest.raises(UserError, match="died 3 times on the split .* Java did not start ScienceWorld .* must work and 1x of memory be free") as error: sw.ScienceEngine("1x").split("find-plant", "dev")
+    assert "\n" not in str(error.value)
 
 
 @needs_engine
@@ -197,6 +257,8 @@ def test_official_splits(sim):
     assert [len(p) for p in parts] == [150, 75, 75] and len(set.union(*parts)) == 300
     with pytest.raises(UserError, match="321 tasks"): sim.draw(1000, "test")
     with pytest.raises(UserError, match="train, dev and test"): engine.split("find-plant", "valid")
+    with pytest.raises(UserError, match="'boil' is not one of the task types"): engine.split("boil", "dev")
+    with pytest.raises(UserError, match="-1 tasks were asked for"): sim.draw(-1)
     with pytest.raises(UserError, match="variations 0 to"): engine.open("find-plant-300")
 
 
@@ -274,3 +336,9 @@ def test_amending_the_pages_that_followed_in_the_logs_keeps_room_hands_and_next_
             same.append((sw.room_of(page) == sw.room_of(after.obs), hands[0] == hands[1], after.action in offers))
     found = np.mean(same, 0)
     assert len(same) > 500 and found[0] == 1 and found[1] > 0.9 and found[2] > 0.95, found
+
+
+@pytest.mark.parametrize("world,says", [({"trains": 3}, "did you mean train; the valid ones are teleport, slots, train"), ({"data": "x"}, "no parameter 'data'"), ({"train": 0}, "'train' has 0"), ({"slots": -1}, "'slots' has -1"), ({"teleport": 1}, "'teleport' has 1")])
+def test_the_world_of_a_cell_takes_only_what_it_knows(world, says):
+    for make in (lambda **w: sw.cell_tasks(0, 1, 1, **w), lambda **w: sw.training_worlds(0, **w)):
+        with pytest.raises(UserError, match=says): make(**world)

@@ -7,13 +7,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 
 from adwm.catalogue import generate_catalogue, write_catalogue
 from adwm.core import UserError, key_rng, shared_data
 from adwm.episodes import TERMINAL, Task, Turn
-from adwm.webshop import (SEP, WebShopDomain, WebShopSimulator, build_shop, clicked_options, expert, generated_shop, instruction_words, lexicon_nouns, normalize_color,
-                          read_page, read_request, read_shop, reward, rich_text, sample_goals, spacy_nouns, token_set_ratio, type_reward, world)
+from adwm.webshop import (SEP, WebShopDomain, WebShopSimulator, build_shop, cell_tasks, clicked_options, expert, generated_shop, instruction_words, lexicon_nouns, normalize_color,
+                          read_page, read_request, read_shop, reward, rich_text, sample_goals, spacy_nouns, token_set_ratio, training_worlds, type_reward, world)
 from tests_helpers import finish, random_walk as walk
+from tests_mutations import quick, spoiled
 
 BUTTONS = ("back to search", "< prev", "next >")
 
@@ -351,14 +353,55 @@ def spoil(name, content):
     return change
 
 
+def put(name, *path_and_value):
+    "Set one value inside a file; `...` removes it."
+    *path, key, value = path_and_value
+    def change(folder):
+        whole = inner = json.loads((folder / name).read_text())
+        if key == "entry": path.append(next(iter(whole)))
+        for p in path if key != "entry" else path[:-1]: inner = inner[p]
+        where = path[-1] if key == "entry" else key
+        if value is ...: del inner[where]
+        else: inner[where] = value
+        (folder / name).write_text(json.dumps(whole))
+    return change
+
+
+def product(field, value): return put("items_shuffle.json", 1, field, value)
+def entry(value): return put("items_ins_v2.json", "entry", value)
+
+
+FIELDS = "asin name full_description small_description customization_options category product_category query".split()
+
+
 @pytest.mark.parametrize("change,says", [
     (lambda f: (f / "items_shuffle.json").unlink(), "lacks the products"),
     (lambda f: (f / "items_ins_v2.json").unlink(), "lacks the attributes"),
     (spoil("items_shuffle.json", "[{"), "not readable as JSON"),
     (spoil("items_shuffle.json", "{}"), "must be a list"),
     (spoil("items_shuffle.json", "[]"), "no products"),
-    (spoil("items_shuffle.json", '[{"asin": "B000000000"}]'), "lacks the field 'name'"),
-    (spoil("items_shuffle.json", "[3]"), "lacks the field")])
+    (spoil("items_shuffle.json", "[3]"), "product 0 of .* has 3"),
+    *((product(f, ...), f"product 1 of .*items_shuffle.json lacks the field '{f}'") for f in FIELDS),
+    *((product(f, v), f"product 1 of .* as '{f}") for f in FIELDS for v in (3, True, [3]) if (f, v) != ("small_description", [])),
+    *((product(f, None), f"product 1 of .* has None as '{f}") for f in FIELDS if f != "customization_options"),
+    *((product("pricing", v), "product 1 of .* as 'pricing'") for v in (19.99, ["$3"], "free", "$", "$1.2.3", "$" + "9" * 400)),
+    (product("pricing", math.nan), "NaN is not a number"),
+    (product("asin", "b01"), "as 'asin'"),
+    (product("customization_options", []), "as 'customization_options'"),
+    (product("customization_options", {"Color": []}), "as 'customization_options.Color'"),
+    (product("customization_options", {"Color": "red"}), "as 'customization_options.Color'"),
+    (product("customization_options", {"Color": [{}]}), r"lacks the field 'customization_options.Color\[0\].value'"),
+    (product("customization_options", {"Color": [{"value": 3}]}), r"has 3 as 'customization_options.Color\[0\].value'"),
+    (product("customization_options", {"Color": [{"value": ""}]}), "at least 1 character"),
+    (spoil("items_ins_v2.json", "[]"), "items_ins_v2.json has .*valid dictionary"),
+    (spoil("items_ins_v2.json", "{}"), "no instruction in .*items_ins_v2.json asks for a product"),
+    (spoil("items_ins_v2.json", '{"B0": {}, "B0": {}}'), "'B0' stands twice"),
+    (entry("red soap"), "items_ins_v2.json has 'red soap' as"),
+    *((entry({"instruction": "Find me red soap", "instruction_attributes": v}), "instruction") for v in (None, [], "red", [3], [""])),
+    (entry({"instruction": "Find me red soap"}), "needs instruction_attributes"),
+    (entry({"instruction": 3, "instruction_attributes": ["red"]}), "has 3 as '.*instruction'"),
+    (entry({"instruction": "", "instruction_attributes": ["red"]}), "at least 1 character"),
+    (entry({"attributes": None}), "has None as '.*attributes'"), (entry({"attributes": ["red", 1]}), r"has 1 as '.*attributes\[1\]'")])
 def test_bad_files(tmp_path, change, says):
     write_catalogue(generate_catalogue(0, 5), tmp_path)
     change(tmp_path)
@@ -366,8 +409,60 @@ def test_bad_files(tmp_path, change, says):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("written,says", [([], "valid dictionary"), ({"B0": {}}, "valid list"), ({"B0": [{}]}, r"lacks the field 'B0\[0\].instruction'"), ({}, "no instruction in .*items_human_ins.json"),
+                                          ({"B0": [{"instruction": "x", "instruction_attributes": ["x"], "instruction_options": None}]}, "has None as")])
+def test_bad_human_instructions(tmp_path, written, says):
+    write_catalogue(generate_catalogue(0, 5), tmp_path)
+    (tmp_path / "items_human_ins.json").write_text(json.dumps(written))
+    with pytest.raises(UserError, match=says): read_shop(tmp_path, human=True)
+
+
+def test_what_the_original_leaves_out_or_writes_oddly_still_loads(tmp_path):
+    "Repeated and overlong identifiers, options that are no object, one text for bullets, products without a price."
+    c = generate_catalogue(0, 8)
+    raw = [dict(p) for p in c.products]
+    raw[0]["customization_options"], raw[1]["customization_options"], raw[2]["small_description"], raw[3]["pricing"], raw[4]["asin"] = "", {"Color": None}, "one text", None, "nan"
+    del raw[5]["pricing"]
+    (tmp_path / "items_shuffle.json").write_text(json.dumps(raw + raw[:2])); (tmp_path / "items_ins_v2.json").write_text(json.dumps(c.instructions))
+    shop = read_shop(tmp_path)
+    assert [p.asin for p in shop.products] == [r["asin"] for i, r in enumerate(raw) if i != 4] and shop.products[0].options == {} and shop.products[2].bullets == ("one text",)
+    assert [shop.prices[raw[i]["asin"]] for i in (3, 5)] == [100, 100]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory): return write_catalogue(generate_catalogue(0, 3), tmp_path_factory.mktemp("shop"))
+
+
+@quick
+@given(files=st.tuples(st.sampled_from((0, 1)), st.data()))
+def test_a_spoiled_catalogue_loads_or_is_one_sentence(folder, files):
+    which, data = files
+    c = generate_catalogue(0, 3)
+    both = [list(c.products), c.instructions]
+    both[which] = data.draw(spoiled(both[which]))
+    for name, value in zip(("items_shuffle.json", "items_ins_v2.json"), both): (folder / name).write_text(json.dumps(value))
+    try: shop = read_shop(folder)
+    except UserError as error: assert "\n" not in str(error)
+    else:
+        for goal in shop.goals[:3]: finish(sim := WebShopSimulator(shop, [goal]), sim.reset(sim.tasks(), [()])[0], lambda s: expert(shop, goal, s), 8)
+
+
+@pytest.mark.parametrize("world,says", [({"slipp": .2}, "no parameter 'slipp', did you mean slip"), ({"data": "x"}, "no parameter 'data'; the valid ones are"), ({"slip": 1.5}, "'slip' has 1.5"), ({"slip": -.1}, "'slip' has -0.1"), ({"slip": math.nan}, "'slip' has nan"),
+                                        ({"slip": "0.2"}, "'slip' has '0.2'"), ({"slip": True}, "'slip' has True"), ({"shops": 0}, "'shops' has 0"), ({"goals": -1}, "'goals' has -1"), ({"goals": 2.5}, "'goals' has 2.5")])
+def test_the_world_of_a_cell_takes_only_what_it_knows(world, says):
+    for make in (lambda **w: cell_tasks(0, 3, 2, **w), lambda **w: training_worlds(0, **w)):
+        with pytest.raises(UserError, match=says): make(**world)
+
+
+def test_one_world_for_cell_and_training():
+    there, (sim, tasks) = training_worlds(0, slip=.2, shops=1, goals=3), cell_tasks(0, 3, 2, slip=.2, shops=1, goals=3)
+    assert sim.slip == .2 and len(tasks["fresh"]) == 2 and isinstance(there[0].simulator, WebShopSimulator) and len(there[0].tasks) == 3
+
+
 def test_missing_folder_and_goals(tmp_path):
     with pytest.raises(UserError, match="does not exist"): read_shop(tmp_path / "none")
     c = generate_catalogue(0, 5)
     with pytest.raises(UserError, match="no goals"): sample_goals(build_shop(list(c.products), {}, 0, "x"), 3)
     with pytest.raises(UserError, match="lacks the human"): read_shop(write_catalogue(c, tmp_path), human=True)
+    with pytest.raises(UserError, match="at least 1"): read_shop(tmp_path, limit=0)
+    with pytest.raises(UserError, match="at least 1"): sample_goals(generated_shop(0, 5), 0)

@@ -1,0 +1,57 @@
+"Files, records and a cell's world: one sentence each for what is wrong."
+import gzip
+import inspect
+
+import pytest
+from pydantic import ConfigDict, PositiveInt
+from typing_extensions import TypedDict
+
+from adwm import alfworld, hotpotqa, scienceworld, webshop
+from adwm.core import UserError
+from adwm.inputs import checked, read_json, world_call
+
+
+class Cup(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True)
+    name: str
+    sizes: list[PositiveInt]
+
+
+@pytest.mark.parametrize("content,says", [(b"", "Expecting value"), (b"{", "not readable"), (b'{"a": NaN}', "NaN is not a number"), (b"[Infinity]", "Infinity is not"), (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' stands twice"),
+                                          ("[\"\u00e4\"]".encode("latin-1"), "utf-8"), (b"\xef\xbb\xbf[]", "BOM"), (b"[" * 100_000, "nested too deeply"), (b"[1]]", "Extra data"), (b'["\\ud800"]', "surrogates not allowed")])
+def test_damaged_json_is_one_sentence(tmp_path, content, says):
+    for name, data in (("x.json", content), ("x.json.gz", gzip.compress(content))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=says) as error: read_json(tmp_path / name)
+        assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_damaged_archives_are_one_sentence(tmp_path):
+    whole, path = gzip.compress(b"[" + b"1, " * 500 + b"1]"), tmp_path / "x.json.gz"
+    path.write_bytes(whole)
+    assert len(read_json(path)) == 501
+    for data in (whole[:-9], whole[:15], b"", b"no archive", *(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1:] for i in range(10, len(whole), 3))):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="not readable"): read_json(path)
+    with pytest.raises(UserError, match="not readable"): read_json(tmp_path)
+
+
+@pytest.mark.parametrize("value,says", [({"sizes": []}, "cup 1 lacks the field 'name'"), ({"name": 3, "sizes": []}, "cup 1 has 3 as 'name': input should be a valid string"), 
+                                        ({"name": "x", "sizes": [1, "2"]}, r"has '2' as 'sizes\[1\]'"), ({"name": "x", "sizes": [True]}, r"has True as 'sizes\[0\]'"), ({"name": "x", "sizes": [0]}, "greater than 0"), ([], r"cup 1 has \[\]"), (None, "has None")])
+def test_a_fault_names_record_and_field(value, says):
+    with pytest.raises(UserError, match=says): checked(Cup, value, "cup 1")
+
+
+def test_a_world_takes_what_its_signature_says():
+    @world_call
+    def rooms(seed: int, n: PositiveInt = 4, dark: bool = False): return seed, n, dark
+    assert rooms(1) == (1, 4, False) and rooms(1, 2) == (1, 2, False) == rooms(1, n=2)
+    for world, says in (({"m": 1}, "no parameter 'm'; the valid ones are n, dark"), ({"darkk": True}, "did you mean dark"), ({"n": 0}, "'n' has 0"), ({"n": 2.0}, "'n' has 2.0"), ({"dark": 0}, "'dark' has 0")):
+        with pytest.raises(UserError, match=says): rooms(1, **world)
+
+
+@pytest.mark.parametrize("module", [webshop, hotpotqa, scienceworld, alfworld], ids=lambda m: m.__name__)
+def test_both_halves_of_an_environment_take_the_same_world(module):
+    "A cell's `world` goes to both, and whoever checks a configuration reads it off the signatures."
+    optional = [{n for n, p in inspect.signature(f).parameters.items() if p.default is not p.empty} for f in (module.cell_tasks, module.training_worlds)]
+    assert optional[0] == optional[1] and all(p.kind is p.POSITIONAL_OR_KEYWORD for f in (module.cell_tasks, module.training_worlds) for p in inspect.signature(f).parameters.values())
