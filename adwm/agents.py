@@ -88,13 +88,13 @@ class Cursor:
 
 # %% ../nbs/20_agents.ipynb #1456d8f5
 class Grammar:
-    "Which tokens may follow inside an action: the trie of the page's menu, free text below `search`."
+    "Which tokens may follow inside an action: the trie of the page's menu, free text below `search`, or free text alone where there is no menu."
 
     def __init__(
         self,
         vocab: Vocabulary,
         end: int,                    # id of the token that closes an action
-        cap: int = 12,               # most free tokens in a search
+        cap: int = 12,               # most free tokens in an action
         free_word: str = "search",   # the word that opens free text
         canonical: bool = True,      # keep only the tokenizer's own cut (byte-pair vocabularies)
     ):
@@ -120,8 +120,9 @@ class Grammar:
         return np.array(sorted([*self.starts, *inside, self.end]))
 
     def _root(self, menu, free):
-        closed = [(*self.vocab.ids(words), self.end) for words in menu]
-        return build_trie(closed, self.vocab.ids(self.free_word) if free else None)
+        closed = [(*ids, self.end) for words in menu if (ids := self.vocab.ids(words))]
+        if (free or not closed) and not self.starts: raise UserError("the checkpoint's vocabulary has no token that starts a plain word, so the agent cannot write free text: log the page's choices")
+        return build_trie(closed, self.vocab.ids(self.free_word) if free else None) if closed or free else {FREE: True}
 
     def allowed(
         self,
@@ -296,7 +297,7 @@ class LMAgent:
         name: str = "agent",
         temperature: float = 1.0,     # 0 is greedy
         format: str = "packed",       # "packed" or "leap"
-        cap: int = 12,                # most free tokens in a search
+        cap: int = 12,                # most free tokens in an action
         group: int = 64,              # rows advanced together
     ):
         if format not in FORMATS: raise UserError(f"there is no agent format '{format}'; the valid ones are {', '.join(FORMATS)}")
@@ -369,8 +370,11 @@ def action_ids(self: LMAgent, action: str, obs: str) -> tuple[int, ...]:
 
 @_patched(LMAgent)
 def root(self: LMAgent, state) -> dict:
-    "The trie of what may be said on this page."
-    return self.grammar.root(self.domain.menu(state.obs, state.choices), self.domain.free_search(state.obs, state.choices))
+    "The trie of what may be said on this page; raises UserError where nothing is listed and the domain's free text is no action."
+    menu, free = self.domain.menu(state.obs, state.choices), self.domain.free_search(state.obs, state.choices)
+    if not (menu or free or getattr(self.domain, "free_text", True)):
+        raise UserError(f"the page {state.obs!r:.60} lists no action, and in the domain '{self.domain.name}' an agent cannot make one up: log the page's choices")
+    return self.grammar.root(menu, free)
 
 @_patched(LMAgent)
 def embed_page(

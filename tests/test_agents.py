@@ -7,6 +7,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from adwm.agents import Cursor, LMAgent, draw
 from adwm.core import UserError, key_rng
 from adwm.envs import Corridor, Domain, State, advance
+from adwm.episodes import TERMINAL, Episode, Task, Turn
+from adwm.probes import language_probe
 from adwm.rollouts import make_rows, roll_chunk
 from adwm.training import Recipe, build_model, save_checkpoint, train_tokenizer
 
@@ -135,6 +137,52 @@ def test_log_probs_are_those_of_the_policy_that_acts(rooms, agent):
     p = agent.soft_log_prob([state] * len(rooms.choices), list(rooms.choices)).exp().numpy()
     counts = np.array([drawn.count(a) for a in rooms.choices]) / 1500
     assert abs(counts - p).max() < 4 * np.sqrt(.25 / 1500)
+
+
+@pytest.fixture(scope="module")
+def bare(agent, tokenizer):
+    "An agent of the generic domain on a page that lists nothing."
+    task = Task("bare", "press the lamp in the last room", "room 0")
+    return LMAgent(agent.model, tokenizer, Domain(), cap=2), State(task, task.obs, ())
+
+
+def test_without_a_list_words_are_free_and_never_empty(rooms, bare):
+    agent, state = bare
+    drawn = agent.session([state.task] * 600).act(list(range(600)), [state] * 600, [key_rng(2, i) for i in range(600)])
+    assert all(drawn) and len(set(drawn)) > 300
+    assert drawn[:20] == [plain_action(agent, state, key_rng(2, i)) for i in range(20)]
+    episodes = [Episode("bare", state.task, "a", 0., 0, i, (Turn(state.obs, a, 0., ()),), TERMINAL, True, False) for i, a in enumerate(drawn)]
+    assert np.isfinite(np.concatenate(agent.log_probs(episodes))).all()
+
+
+def test_without_a_list_frequencies_are_the_probabilities(bare):
+    "Of first words: the sum over all second tokens, against what is drawn."
+    agent, state = bare
+    n, first = 4000, agent.grammar.starts[:3]
+    drawn = agent.session([state.task] * n).act(list(range(n)), [state] * n, [key_rng(3, i) for i in range(n)])
+    begins = np.array([agent.vocab.ids(a)[0] for a in drawn])
+    for token in first:
+        said = [agent.vocab.text([token] if t == agent.format.end else [token, int(t)]) for t in agent.grammar.after(token)]
+        p = agent.soft_log_prob([state] * len(said), said).exp().sum().item()
+        assert abs((begins == token).mean() - p) < 4 * np.sqrt(p / n) + 1e-3 and p > 0
+
+
+def test_where_an_agent_cannot_speak_freely_it_refuses(bare, rooms, tokenizer):
+    agent, state = bare
+    class Closed(Domain): free_text = False
+    with pytest.raises(UserError, match="lists no action.*log the page's choices"):
+        LMAgent(agent.model, tokenizer, Closed()).session([state.task]).act([0], [state], [key_rng(0)])
+    mute = LMAgent(agent.model, tokenizer, Domain()); mute.grammar.starts = []
+    with pytest.raises(UserError, match="cannot write free text"): mute.session([state.task]).act([0], [state], [key_rng(0)])
+    listed = State(state.task, "room 1", ("", *rooms.choices))
+    assert all(mute.session([state.task]).act([0], [listed], [key_rng(i)])[0] in rooms.choices for i in range(30)), "an empty choice is never said"
+
+
+def test_a_probe_lets_an_agent_speak_where_nothing_is_listed(bare):
+    agent, state = bare
+    e = Episode("bare", state.task, "a", 0., 0, 0, (Turn(state.obs, "press lamp", 0., ()),), TERMINAL, True, False)
+    probe = language_probe(agent, [e], m=4)
+    assert np.allclose(probe.logp[0], agent.log_probs([e])[0], atol=2e-4) and all(probe.actions[0][0])
 
 
 def test_packed_scoring_equals_turn_by_turn(rooms, agent):
