@@ -1,7 +1,10 @@
 """Language-model agents: what they may say, how likely it is, and that batching changes nothing."""
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from adwm.agents import Cursor, LMAgent, draw
@@ -258,17 +261,71 @@ def test_a_chat_model_behind_the_leap_format(rooms, tokenizer, tmp_path):
     assert len(chat.log_probs(episodes)) == len(episodes)
 
 
+@pytest.fixture()
+def saved(tokenizer, tmp_path):
+    return save_checkpoint(build_model(Recipe("x", width=32, inner=64, heads=2, kv_heads=1, layers=2), tokenizer), tokenizer, tmp_path / "agent")
+
+
+def weights(change):
+    "Spoil the stored tensors."
+    def spoil(path):
+        tensors = load_file(path / "model.safetensors"); change(tensors)
+        save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    return spoil
+
+
+def first(value):
+    "Put a value into one weight."
+    return weights(lambda t: t["model.norm.weight"].__setitem__(3, value))
+
+
+def config(**changes):
+    "Change fields of config.json."
+    return lambda p: (p / "config.json").write_text(json.dumps(json.loads((p / "config.json").read_text()) | changes))
+
+
+def swap(path):
+    "Let two words of the vocabulary change places."
+    d = json.loads((path / "tokenizer.json").read_text()); v = d["model"]["vocab"]
+    a, b = list(v)[-1], list(v)[-7]
+    v[a], v[b] = v[b], v[a]
+    (path / "tokenizer.json").write_text(json.dumps(d))
+
+
+def pickled(path):
+    import pickle
+    (path / "model.safetensors").write_bytes(pickle.dumps({"model.norm.weight": 1}))
+
+
 @pytest.mark.parametrize("spoil, message", [
     (lambda p: (p / "config.json").unlink(), "no checkpoint"),
+    (lambda p: (p / "config.json").write_text("{"), "cannot be loaded"),
+    (lambda p: (p / "config.json").write_text("[]"), "cannot be loaded"),
+    (lambda p: (p / "tokenizer.json").unlink(), "cannot be loaded"),
+    (lambda p: (p / "model.safetensors").unlink(), "cannot be loaded"),
     (lambda p: (p / "model.safetensors").write_bytes(b"junk"), "cannot be loaded"),
-    (lambda p: (p / "config.json").write_text((p / "config.json").read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')), "do not fit"),
-    (lambda p: (p / "config.json").write_text((p / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size": 64')), "cannot be loaded|do not fit"),
-])
-def test_a_bad_checkpoint_is_one_sentence(rooms, tokenizer, tmp_path, spoil, message):
-    path = save_checkpoint(build_model(Recipe("x", width=32, inner=64, heads=2, kv_heads=1, layers=2), tokenizer), tokenizer, tmp_path / "agent")
-    spoil(path)
-    with pytest.raises(UserError, match=message) as err: LMAgent.from_pretrained(path, rooms.domain)
-    assert "\n" not in str(err.value)
+    (lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:-100]), "cannot be loaded"),
+    (pickled, "cannot be loaded"),
+    (first(float("nan")), "not all finite"), (first(float("inf")), "not all finite"),
+    (weights(lambda t: t.update({k: x.to(torch.int8) for k, x in t.items()})), "stored as I8"),
+    (config(num_hidden_layers=3), "do not fit"), (config(num_hidden_layers=1), "do not fit"), (config(num_hidden_layers=-1), "cannot be loaded|do not fit"),
+    (config(hidden_size=64), "cannot be loaded|do not fit"), (config(vocab_size=10), "cannot be loaded|do not fit|different checkpoints"),
+    (config(model_type="unheard-of"), "cannot be loaded"), (swap, "not in the order")])
+def test_a_bad_checkpoint_is_one_sentence(rooms, saved, spoil, message):
+    LMAgent.from_pretrained(saved, rooms.domain)
+    spoil(saved)
+    with pytest.raises(UserError, match=message) as err: LMAgent.from_pretrained(saved, rooms.domain)
+    assert "\n" not in str(err.value) and str(saved) in str(err.value)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "unheard-of"])
+def test_code_of_a_checkpoint_is_never_run_nor_asked_about(rooms, saved, tmp_path, monkeypatch, model_type):
+    (saved / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    config(model_type=model_type, auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]})(saved)
+    monkeypatch.setattr("builtins.input", lambda *a: (tmp_path / "asked").write_text("") or "y")
+    try: LMAgent.from_pretrained(saved, rooms.domain)
+    except UserError as err: assert "\n" not in str(err)
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "asked").exists()
 
 
 def test_another_vocabulary_is_one_sentence(rooms, tokenizer, tmp_path):
