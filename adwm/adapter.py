@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.cache_utils import Cache
-from .agents import LMAgent, Scored
+from .agents import LMAgent, Scored, sound_weights
 from .core import UserError, atomic_write, from_dict, key_int, key_rng, progress
 from .envs import State
 from .guidance import Guide, gamma_schedule
@@ -204,8 +204,8 @@ def load_adapter(
     "Read what `save_adapter` wrote; raises UserError when it is missing, damaged or made for an agent of another width."
     try:
         adapter = Adapter(**json.loads((Path(folder)/"adapter.json").read_text())["sizes"])
-        adapter.load_state_dict(load_file(Path(folder)/"adapter.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as err:
+        adapter.load_state_dict(sound_weights(load_file(Path(folder)/"adapter.safetensors"), str(Path(folder)/"adapter.safetensors")))
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, SafetensorError) as err:
         raise UserError(f"there is no readable adapter in {folder} ({type(err).__name__}): train it again") from err
     if agent is not None and adapter.width != agent.width:
         raise UserError(f"the adapter in {folder} makes tokens of width {adapter.width}, but {agent.name} reads width {agent.width}: train one for this agent")

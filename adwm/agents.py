@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['FREE', 'FORMATS', 'Vocabulary', 'build_trie', 'Cursor', 'Grammar', 'PackedFormat', 'LeapFormat', 'RaggedCache',
-           'grouped_attention', 'load_checkpoint', 'LMAgent', 'task_text', 'words_of_task', 'page_ids', 'action_ids',
-           'root', 'embed_page', 'draw', 'LMSession', 'common_prefix', 'act', 'Scored', 'log_probs',
-           'decision_log_probs', 'soft_log_prob']
+           'grouped_attention', 'sound_weights', 'in_order', 'load_checkpoint', 'LMAgent', 'task_text', 'words_of_task',
+           'page_ids', 'action_ids', 'root', 'embed_page', 'draw', 'LMSession', 'common_prefix', 'act', 'Scored',
+           'log_probs', 'decision_log_probs', 'soft_log_prob']
 
 # %% ../nbs/20_agents.ipynb #88190cd1
-import re
+import json, re
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
@@ -88,13 +89,13 @@ class Cursor:
 
 # %% ../nbs/20_agents.ipynb #1456d8f5
 class Grammar:
-    "Which tokens may follow inside an action: the trie of the page's menu, free text below `search`."
+    "Which tokens may follow inside an action: the trie of the page's menu, free text below `search`, or free text alone where there is no menu."
 
     def __init__(
         self,
         vocab: Vocabulary,
         end: int,                    # id of the token that closes an action
-        cap: int = 12,               # most free tokens in a search
+        cap: int = 12,               # most free tokens in an action
         free_word: str = "search",   # the word that opens free text
         canonical: bool = True,      # keep only the tokenizer's own cut (byte-pair vocabularies)
     ):
@@ -120,8 +121,10 @@ class Grammar:
         return np.array(sorted([*self.starts, *inside, self.end]))
 
     def _root(self, menu, free):
-        closed = [(*self.vocab.ids(words), self.end) for words in menu]
-        return build_trie(closed, self.vocab.ids(self.free_word) if free else None)
+        closed = [(*ids, self.end) for words in menu if (ids := self.vocab.ids(words))]
+        if (free or not closed) and not self.starts:
+            raise UserError("the vocabulary has no token that starts a plain word, so the agent cannot write free text: log the page's choices")
+        return build_trie(closed, self.vocab.ids(self.free_word) if free else None) if closed or free else {FREE: True}
 
     def allowed(
         self,
@@ -263,6 +266,35 @@ def grouped_attention(module, query, key, value, attention_mask, dropout=0.0, sc
 
 AttentionInterface.register("grouped", grouped_attention)
 
+# %% ../nbs/20_agents.ipynb #87282da3
+def sound_weights(
+    tensors: dict,   # name -> tensor
+    where: str,      # for the message
+) -> dict:           # the same tensors in single precision
+    "Weights that can be computed with; raises UserError for integers, NaN and infinities."
+    for name, x in tensors.items():
+        if not x.is_floating_point(): raise UserError(f"{where}: the weights '{name}' are {str(x.dtype)[6:]}, not floating-point numbers")
+        if not x.isfinite().all():
+            raise UserError(f"{where}: the weights '{name}' are not all finite numbers; the file is damaged or its training failed")
+    return {name: x.float() for name, x in tensors.items()}
+
+def in_order(
+    tokenizer,    # a fast tokenizer
+) -> bool:        # True where the kind of vocabulary leaves no mark
+    "Whether characters and merged tokens of a byte-pair vocabulary stand in the order in which training found them."
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if model["type"] != "BPE": return True
+    merged = list(dict.fromkeys("".join(m) for m in model["merges"]))
+    ids = [model["vocab"].get(x, -1) for part in (sorted(x for x in model["vocab"] if len(x) == 1), merged) for x in part]
+    return ids == sorted(ids)
+
+def _stored(folder):
+    "Types of the tensors in a folder's weights, read from the headers."
+    kinds = set()
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, "pt") as f: kinds |= {f.get_slice(k).get_dtype() for k in f.keys()}
+    return kinds
+
 # %% ../nbs/20_agents.ipynb #2bef9bf2
 def load_checkpoint(
     path: str | Path,     # folder, or hub id
@@ -274,15 +306,28 @@ def load_checkpoint(
         raise UserError(f"there is no checkpoint at {where}: config.json is missing; pass a folder written by save_pretrained, or a hub id like owner/name")
     hub_logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        model, info = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True,
+                                                           output_loading_info=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        kinds = _stored(Path(where)) if not hasattr(model.config, "quantization_config") else set()
     except Exception as err:  # the library raises a dozen kinds here; the reader needs one sentence
-        raise UserError(f"the checkpoint {where} cannot be loaded as a causal language model: {str(err).strip().splitlines()[0][:200]}") from err
-    odd = [*info["missing_keys"], *[str(k) for k in info.get("mismatched_keys", [])]]
-    if odd: raise UserError(f"the weights in {where} do not fit its config.json ({len(odd)} parameters, first {odd[0]}): another architecture or a damaged file")
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows < len(tokenizer): raise UserError(f"the tokenizer in {where} has {len(tokenizer)} tokens and the model {rows}: they come from different checkpoints")
+        said = (str(err).strip() or type(err).__name__).splitlines()[0][:200]
+        raise UserError(f"the checkpoint {where} cannot be loaded as a causal language model: {said}") from err
+    _fits(where, model, tokenizer, info, kinds)
     return model.to(device).eval(), tokenizer
+
+def _fits(where, model, tokenizer, info, kinds):
+    "Refuse weights that are not those of the configuration, and a tokenizer that is not the model's."
+    odd = [*info["missing_keys"], *map(str, info.get("mismatched_keys", [])), *info.get("unexpected_keys", [])]
+    if odd:
+        raise UserError(f"the weights in {where} do not fit its config.json ({len(odd)} parameters, first {odd[0]}): "
+                        "another architecture or a damaged file")
+    if odd := sorted(k for k in kinds if "F" not in k):
+        raise UserError(f"the weights in {where} are stored as {', '.join(odd)}, not as floating-point numbers")
+    sound_weights({k: p for k, p in model.named_parameters() if p.is_floating_point()}, where)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise UserError(f"the tokenizer in {where} has {len(tokenizer)} tokens and the model {rows}: they come from different checkpoints")
 
 # %% ../nbs/20_agents.ipynb #83521eee
 class LMAgent:
@@ -296,7 +341,7 @@ class LMAgent:
         name: str = "agent",
         temperature: float = 1.0,     # 0 is greedy
         format: str = "packed",       # "packed" or "leap"
-        cap: int = 12,                # most free tokens in a search
+        cap: int = 12,                # most free tokens in an action
         group: int = 64,              # rows advanced together
     ):
         if format not in FORMATS: raise UserError(f"there is no agent format '{format}'; the valid ones are {', '.join(FORMATS)}")
@@ -320,6 +365,8 @@ class LMAgent:
     ) -> "LMAgent":
         "Load a checkpoint; raises UserError with one sentence where it does not fit."
         model, tokenizer = load_checkpoint(path, device)
+        if kwargs.get("format", "packed") == "packed" and not in_order(tokenizer):
+            raise UserError(f"{path}: the vocabulary is not in the order in which it was made, so its words are not those of the weights")
         try: return cls(model, tokenizer, domain, name or Path(str(path)).name, temperature, **kwargs)
         except UserError as err: raise UserError(f"{path}: {err}") from err
 
@@ -369,8 +416,12 @@ def action_ids(self: LMAgent, action: str, obs: str) -> tuple[int, ...]:
 
 @_patched(LMAgent)
 def root(self: LMAgent, state) -> dict:
-    "The trie of what may be said on this page."
-    return self.grammar.root(self.domain.menu(state.obs, state.choices), self.domain.free_search(state.obs, state.choices))
+    "The trie of what may be said on this page; raises UserError where nothing is listed and the domain's free text is no action."
+    menu, free = self.domain.menu(state.obs, state.choices), self.domain.free_search(state.obs, state.choices)
+    if not (menu or free or getattr(self.domain, "free_text", True)):
+        raise UserError(f"the page {state.obs!r:.60} lists no action, and in the domain '{self.domain.name}' an agent cannot make one up: "
+                        "log the page's choices")
+    return self.grammar.root(menu, free)
 
 @_patched(LMAgent)
 def embed_page(

@@ -9,7 +9,7 @@ __all__ = ['Count', 'Positive', 'Amount', 'Rate', 'Share', 'Fraction', 'Name', '
            'alone', 'cached', 'is_cached', 'progress']
 
 # %% ../nbs/00_core.ipynb #21c06eea
-import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, types, typing
+import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, types, typing, warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -66,7 +66,9 @@ def atomic_write(
     path = Path(path); tmp = path.with_name(path.name + f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tmp.write_bytes(data.encode() if isinstance(data, str) else data)
+        with open(tmp, "wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush(); os.fsync(f.fileno())   # else a power cut after the renaming could leave an empty file under the right name
         os.replace(tmp, path)
     except OSError as err:
         if tmp.parent.is_dir(): tmp.unlink(missing_ok=True)
@@ -235,6 +237,27 @@ def alone(
         yield
         path.unlink(missing_ok=True)
 
+def _sums(folder):
+    "File -> checksum, of all files below a folder but those that `cached` itself writes."
+    own = (folder / "key.json", folder / "sums.json")
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in own)
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+@lru_cache(maxsize=None)
+def _damaged(done):
+    "The first file of a finished stage that is not what it was, or nothing; a stage without checksums is trusted."
+    if not (done / "sums.json").is_file(): return ""
+    try: was, now = json.loads((done / "sums.json").read_text()), _sums(done)
+    except (ValueError, OSError): return "sums.json"
+    if type(was) is not dict: return "sums.json"
+    return next((name for name in was if was[name] != now.get(name)), "")
+
+def _finished(done, name):
+    "Whether a stage is there and whole."
+    if not (done / "key.json").is_file(): return False
+    if bad := _damaged(done): warnings.warn(f"stage '{name}': {done / bad} is missing or damaged; it is computed again", stacklevel=3)
+    return not bad
+
 def cached(
     folder: str | Path,  # the cache
     name: str,           # name of the stage
@@ -243,18 +266,21 @@ def cached(
 ) -> Path:               # the finished folder of the stage
     "Return the stage's folder, computing it where no finished one has this key; an interrupted stage finds its partial folder again, and of two runs at once the second waits."
     done = Path(folder) / f"{name}-{stage_key(key)}"
-    if (done / "key.json").is_file(): return done
+    if _finished(done, name): return done
     if cached.only_look: raise LookupError(f"stage '{name}' has not been computed")
     part = done.with_name(done.name + ".part")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         with alone(done.with_name(done.name + ".lock")):
-            if (done / "key.json").is_file(): return done
+            _damaged.cache_clear()   # another process may have mended it
+            if _finished(done, name): return done
             part.mkdir(exist_ok=True)
             make(part)
+            atomic_write(part / "sums.json", json.dumps(_sums(part), indent=1))
             atomic_write(part / "key.json", json.dumps(key, indent=1, sort_keys=True, default=str))
             if done.exists(): shutil.rmtree(done)
             os.replace(part, done)
+            _damaged.cache_clear()
     except OSError as err:
         raise UserError(f"stage '{name}' could not be written to {part}: {err.strerror or err}; finished stages are kept") from err
     return done

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .agents import sound_weights
 from .core import UserError, from_dict, key_int, progress
 from .episodes import TERMINAL
 from .schedule import loss_weight, q_sample
@@ -408,8 +409,13 @@ class Fitted:
     @staticmethod
     def load(folder: str | Path, expect: ModelConfig | None = None) -> "Fitted":
         "Read what `save` wrote; raises UserError when it is missing or of another configuration."
-        model, space, notes = load_model(folder, expect)
-        if not {"types", "setting"} <= set(notes): raise UserError(f"{folder} holds a network that was not trained here: it names no page types")
+        try: model, space, notes = load_model(folder, expect)
+        except (KeyError, TypeError, RecursionError) as err: raise UserError(f"{folder}/model.json is not what `save` writes ({err}); train again") from err
+        if type(notes) is not dict or not {"types", "setting"} <= set(notes):
+            raise UserError(f"{folder} holds a network that was not trained here: it names no page types")
+        if notes["setting"] not in tuple(SETTINGS) or type(notes["types"]) is not list:
+            raise UserError(f"{folder}/model.json: the setting or the page types are damaged; train again")
+        sound_weights(model.state_dict(), f"{folder}/model.safetensors")
         return Fitted(model, space, tuple(notes["types"]), notes["setting"], notes.get("curves", []))
 
 def fit(

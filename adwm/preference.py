@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .agents import LMAgent, Scored, load_checkpoint
+from .agents import LMAgent, Scored, load_checkpoint, sound_weights
 from .core import UserError, from_dict, key_int, key_rng, progress
 from .envs import World
 from .episodes import Episode
@@ -324,12 +324,13 @@ def load_agent(
     agent, path = LMAgent.from_pretrained(path, domain, temperature, device, name=name or None), Path(path)
     if not (path / "prm.json").is_file(): return agent
     from safetensors.torch import load_file
-    judge = Judge(agent.body, agent.width, agent.format.end)
+    judge, where = Judge(agent.body, agent.width, agent.format.end), path / "prm.safetensors"
     try:
         samples = from_dict(JudgeFile, json.loads((path / "prm.json").read_text()), str(path / "prm.json")).samples
-        judge.load_state_dict({k: v.float() for k, v in load_file(path / "prm.safetensors").items()})
+        judge.load_state_dict(sound_weights(load_file(where), str(where)))
     except UserError: raise
     except Exception as err: raise UserError(f"the judge in {path} cannot be read: {str(err).strip().splitlines()[0][:150]}") from err
+    if not 1 <= samples <= 1000: raise UserError(f"{path / 'prm.json'}: samples is {samples}, and must be a number of proposals from 1 to 1000")
     return BestOfN(agent, judge.requires_grad_(False).eval(), samples)
 
 # %% ../nbs/22_preference.ipynb #8d4cf120

@@ -7,7 +7,7 @@ __all__ = ['SPECIAL', 'train_tokenizer', 'Recipe', 'build_model', 'save_checkpoi
            'correct', 'texts_of', 'batches', 'loss_of', 'train']
 
 # %% ../nbs/21_training.ipynb #62068d93
-import json, math, os, time
+import json, math, os, shutil, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -87,16 +87,20 @@ def build_model(
 def save_checkpoint(
     model,
     tokenizer,
-    path: str | Path,   # a folder
+    path: str | Path,   # a folder; an older one is replaced
+    files: dict[str, str | bytes] | None = None,   # further files of the folder, by name
 ) -> Path:
-    "Write an ordinary Hugging Face checkpoint in bfloat16; raises UserError when the disk refuses."
+    "Write an ordinary Hugging Face checkpoint in bfloat16, whole or not at all; raises UserError when the disk refuses."
     path = Path(path)
     hub_logging.disable_progress_bar()
     try:
-        tmp = path.with_name(path.name + ".part"); tmp.mkdir(parents=True, exist_ok=True)
+        tmp = path.with_name(path.name + ".part")
+        shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir(parents=True)   # what a killed process left is not to be mixed in
         state = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
         small = type(model)(model.config).to(torch.bfloat16)
         small.load_state_dict(state); small.save_pretrained(tmp); tokenizer.save_pretrained(tmp)
+        for name, data in (files or {}).items(): atomic_write(tmp / name, data)
+        if path.exists(): shutil.rmtree(path)
         os.replace(tmp, path)
     except OSError as err: raise UserError(f"the checkpoint could not be written to {path}: {err.strerror or err}") from err
     return path

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from adwm.adapter import (Adapter, AdapterConfig, Continuation, adapter_report, agreement, greedy_actions, load_adapter, mean_soft_loss,
                           prefix, retrieval, save_adapter, sequences, text_means, train_adapter)
@@ -150,6 +151,10 @@ def test_kept_and_read_back(tmp_path, agent, kl):
     z = torch.randn(3, D)
     assert torch.equal(again(z), kl[0](z)) and again.n_soft == 4
     with pytest.raises(UserError): load_adapter(tmp_path/"nowhere")
+    state = load_file(tmp_path/"a"/"adapter.safetensors")
+    for change, says in ((lambda x: x*float("nan"), "finite"), (lambda x: x.to(torch.int8), "int8")):
+        save_file({k: change(x) for k, x in state.items()}, tmp_path/"a"/"adapter.safetensors")
+        with pytest.raises(UserError, match=says): load_adapter(tmp_path/"a")
     (tmp_path/"a"/"adapter.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError): load_adapter(tmp_path/"a")
     save_adapter(tmp_path/"b", Adapter(D, 16, 64))

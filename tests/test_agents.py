@@ -1,12 +1,17 @@
 """Language-model agents: what they may say, how likely it is, and that batching changes nothing."""
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from adwm.agents import Cursor, LMAgent, draw
 from adwm.core import UserError, key_rng
 from adwm.envs import Corridor, Domain, State, advance
+from adwm.episodes import TERMINAL, Episode, Task, Turn
+from adwm.probes import language_probe
 from adwm.rollouts import make_rows, roll_chunk
 from adwm.training import Recipe, build_model, save_checkpoint, train_tokenizer
 
@@ -137,6 +142,52 @@ def test_log_probs_are_those_of_the_policy_that_acts(rooms, agent):
     assert abs(counts - p).max() < 4 * np.sqrt(.25 / 1500)
 
 
+@pytest.fixture(scope="module")
+def bare(agent, tokenizer):
+    "An agent of the generic domain on a page that lists nothing."
+    task = Task("bare", "press the lamp in the last room", "room 0")
+    return LMAgent(agent.model, tokenizer, Domain(), cap=2), State(task, task.obs, ())
+
+
+def test_without_a_list_words_are_free_and_never_empty(rooms, bare):
+    agent, state = bare
+    drawn = agent.session([state.task] * 600).act(list(range(600)), [state] * 600, [key_rng(2, i) for i in range(600)])
+    assert all(drawn) and len(set(drawn)) > 300
+    assert drawn[:20] == [plain_action(agent, state, key_rng(2, i)) for i in range(20)]
+    episodes = [Episode("bare", state.task, "a", 0., 0, i, (Turn(state.obs, a, 0., ()),), TERMINAL, True, False) for i, a in enumerate(drawn)]
+    assert np.isfinite(np.concatenate(agent.log_probs(episodes))).all()
+
+
+def test_without_a_list_frequencies_are_the_probabilities(bare):
+    "Of first words: the sum over all second tokens, against what is drawn."
+    agent, state = bare
+    n, first = 4000, agent.grammar.starts[:3]
+    drawn = agent.session([state.task] * n).act(list(range(n)), [state] * n, [key_rng(3, i) for i in range(n)])
+    begins = np.array([agent.vocab.ids(a)[0] for a in drawn])
+    for token in first:
+        said = [agent.vocab.text([token] if t == agent.format.end else [token, int(t)]) for t in agent.grammar.after(token)]
+        p = agent.soft_log_prob([state] * len(said), said).exp().sum().item()
+        assert abs((begins == token).mean() - p) < 4 * np.sqrt(p / n) + 1e-3 and p > 0
+
+
+def test_where_an_agent_cannot_speak_freely_it_refuses(bare, rooms, tokenizer):
+    agent, state = bare
+    class Closed(Domain): free_text = False
+    with pytest.raises(UserError, match="lists no action.*log the page's choices"):
+        LMAgent(agent.model, tokenizer, Closed()).session([state.task]).act([0], [state], [key_rng(0)])
+    mute = LMAgent(agent.model, tokenizer, Domain()); mute.grammar.starts = []
+    with pytest.raises(UserError, match="cannot write free text"): mute.session([state.task]).act([0], [state], [key_rng(0)])
+    listed = State(state.task, "room 1", ("", *rooms.choices))
+    assert all(mute.session([state.task]).act([0], [listed], [key_rng(i)])[0] in rooms.choices for i in range(30)), "an empty choice is never said"
+
+
+def test_a_probe_lets_an_agent_speak_where_nothing_is_listed(bare):
+    agent, state = bare
+    e = Episode("bare", state.task, "a", 0., 0, 0, (Turn(state.obs, "press lamp", 0., ()),), TERMINAL, True, False)
+    probe = language_probe(agent, [e], m=4)
+    assert np.allclose(probe.logp[0], agent.log_probs([e])[0], atol=2e-4) and all(probe.actions[0][0])
+
+
 def test_packed_scoring_equals_turn_by_turn(rooms, agent):
     episodes = roll_chunk(rooms, agent, make_rows([rooms.task(i) for i in range(10)], [.3]), 2, 6)
     for e, lp in zip(episodes, agent.log_probs(episodes, budget=300)):
@@ -210,17 +261,71 @@ def test_a_chat_model_behind_the_leap_format(rooms, tokenizer, tmp_path):
     assert len(chat.log_probs(episodes)) == len(episodes)
 
 
+@pytest.fixture()
+def saved(tokenizer, tmp_path):
+    return save_checkpoint(build_model(Recipe("x", width=32, inner=64, heads=2, kv_heads=1, layers=2), tokenizer), tokenizer, tmp_path / "agent")
+
+
+def weights(change):
+    "Spoil the stored tensors."
+    def spoil(path):
+        tensors = load_file(path / "model.safetensors"); change(tensors)
+        save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    return spoil
+
+
+def first(value):
+    "Put a value into one weight."
+    return weights(lambda t: t["model.norm.weight"].__setitem__(3, value))
+
+
+def config(**changes):
+    "Change fields of config.json."
+    return lambda p: (p / "config.json").write_text(json.dumps(json.loads((p / "config.json").read_text()) | changes))
+
+
+def swap(path):
+    "Let two words of the vocabulary change places."
+    d = json.loads((path / "tokenizer.json").read_text()); v = d["model"]["vocab"]
+    a, b = list(v)[-1], list(v)[-7]
+    v[a], v[b] = v[b], v[a]
+    (path / "tokenizer.json").write_text(json.dumps(d))
+
+
+def pickled(path):
+    import pickle
+    (path / "model.safetensors").write_bytes(pickle.dumps({"model.norm.weight": 1}))
+
+
 @pytest.mark.parametrize("spoil, message", [
     (lambda p: (p / "config.json").unlink(), "no checkpoint"),
+    (lambda p: (p / "config.json").write_text("{"), "cannot be loaded"),
+    (lambda p: (p / "config.json").write_text("[]"), "cannot be loaded"),
+    (lambda p: (p / "tokenizer.json").unlink(), "cannot be loaded"),
+    (lambda p: (p / "model.safetensors").unlink(), "cannot be loaded"),
     (lambda p: (p / "model.safetensors").write_bytes(b"junk"), "cannot be loaded"),
-    (lambda p: (p / "config.json").write_text((p / "config.json").read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')), "do not fit"),
-    (lambda p: (p / "config.json").write_text((p / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size": 64')), "cannot be loaded|do not fit"),
-])
-def test_a_bad_checkpoint_is_one_sentence(rooms, tokenizer, tmp_path, spoil, message):
-    path = save_checkpoint(build_model(Recipe("x", width=32, inner=64, heads=2, kv_heads=1, layers=2), tokenizer), tokenizer, tmp_path / "agent")
-    spoil(path)
-    with pytest.raises(UserError, match=message) as err: LMAgent.from_pretrained(path, rooms.domain)
-    assert "\n" not in str(err.value)
+    (lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:-100]), "cannot be loaded"),
+    (pickled, "cannot be loaded"),
+    (first(float("nan")), "not all finite"), (first(float("inf")), "not all finite"),
+    (weights(lambda t: t.update({k: x.to(torch.int8) for k, x in t.items()})), "stored as I8"),
+    (config(num_hidden_layers=3), "do not fit"), (config(num_hidden_layers=1), "do not fit"), (config(num_hidden_layers=-1), "cannot be loaded|do not fit"),
+    (config(hidden_size=64), "cannot be loaded|do not fit"), (config(vocab_size=10), "cannot be loaded|do not fit|different checkpoints"),
+    (config(model_type="unheard-of"), "cannot be loaded"), (swap, "not in the order")])
+def test_a_bad_checkpoint_is_one_sentence(rooms, saved, spoil, message):
+    LMAgent.from_pretrained(saved, rooms.domain)
+    spoil(saved)
+    with pytest.raises(UserError, match=message) as err: LMAgent.from_pretrained(saved, rooms.domain)
+    assert "\n" not in str(err.value) and str(saved) in str(err.value)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "unheard-of"])
+def test_code_of_a_checkpoint_is_never_run_nor_asked_about(rooms, saved, tmp_path, monkeypatch, model_type):
+    (saved / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    config(model_type=model_type, auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]})(saved)
+    monkeypatch.setattr("builtins.input", lambda *a: (tmp_path / "asked").write_text("") or "y")
+    try: LMAgent.from_pretrained(saved, rooms.domain)
+    except UserError as err: assert "\n" not in str(err)
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "asked").exists()
 
 
 def test_another_vocabulary_is_one_sentence(rooms, tokenizer, tmp_path):

@@ -1,13 +1,14 @@
 "Keyed randomness, configurations, atomic files and the stage cache."
-import dataclasses, pickle, signal, subprocess, sys, textwrap
-from dataclasses import field
+import dataclasses, pickle, shutil, signal, subprocess, sys, textwrap, warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 
-from adwm.core import Check, Count, Name, Rate, Share, UserError, atomic_write, cached, configuration, distinct, from_dict, key_int, key_rng, source_hash, stage_key
+from adwm import core
+from adwm.core import Check, Count, Name, Rate, Share, UserError, atomic_write, cached, configuration, distinct, from_dict, is_cached, key_int, key_rng, source_hash, stage_key
 
 
 def test_streams_are_named_not_ordered():
@@ -117,6 +118,35 @@ def test_of_two_runs_at_once_the_second_waits(tmp_path):
     runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [r.communicate(timeout=60)[0].strip() for r in runs] == ["whole"] * 3 and (tmp_path / "made").read_text() == "x"
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [""], "neither a partial folder nor a lock is left"
+
+
+def stage(folder, calls):
+    "A stage of two files, one in a folder; computing it is counted."
+    def make(p): calls.append(1); (p / "in").mkdir(exist_ok=True); (p / "a.json").write_text('{"x": 1}'); (p / "in" / "b.bin").write_bytes(bytes(100))
+    return cached(folder, "stage", {"k": 1}, make)
+
+
+@pytest.mark.parametrize("spoil, name", [
+    (lambda d: (d / "a.json").write_text('{"x": 2}'), "a.json"), (lambda d: (d / "a.json").write_text(""), "a.json"),
+    (lambda d: (d / "a.json").unlink(), "a.json"), (lambda d: (d / "in" / "b.bin").write_bytes(bytes(99) + b"\1"), "b.bin"),
+    (lambda d: shutil.rmtree(d / "in"), "b.bin"), (lambda d: (d / "sums.json").write_text("["), "sums.json"), (lambda d: (d / "sums.json").write_text("3"), "sums.json")])
+def test_a_damaged_stage_is_named_and_computed_again(tmp_path, spoil, name):
+    calls = []
+    done = stage(tmp_path, calls); whole = {p: p.read_bytes() for p in done.rglob("*") if p.is_file()}
+    spoil(done); core._damaged.cache_clear()   # as another process would find it
+    with pytest.warns(UserWarning, match=f"stage 'stage': .*{name} is missing or damaged"): assert not is_cached(lambda: stage(tmp_path, calls))
+    with pytest.warns(UserWarning, match=name): assert stage(tmp_path, calls) == done
+    assert len(calls) == 2 and {p: p.read_bytes() for p in done.rglob("*") if p.is_file()} == whole
+    core._damaged.cache_clear()
+    with warnings.catch_warnings(): warnings.simplefilter("error"); stage(tmp_path, calls)
+    assert len(calls) == 2
+
+
+def test_a_stage_without_checksums_is_kept(tmp_path):
+    calls = []
+    done = stage(tmp_path, calls)
+    (done / "sums.json").unlink(); core._damaged.cache_clear()
+    assert stage(tmp_path, calls) == done and len(calls) == 1
 
 
 def test_keys_depend_on_everything():

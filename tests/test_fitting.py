@@ -1,4 +1,5 @@
 "Corpus, relations, losses and the two phases of training."
+import json
 from dataclasses import replace
 
 import pytest
@@ -164,6 +165,12 @@ def test_save_and_load(tmp_path):
     f.save(tmp_path); g = Fitted.load(tmp_path, f.model.cfg)
     assert (g.types, g.setting, g.space, g.curves) == (f.types, f.setting, f.space, f.curves)
     with pytest.raises(UserError, match="another configuration"): Fitted.load(tmp_path, replace(f.model.cfg, d_z=32))
+    record = json.loads((tmp_path/"model.json").read_text())
+    for bad in (record | dict(notes=[]), record | dict(notes=dict(types=1, setting="ours")), {k: v for k, v in record.items() if k != "notes"}, [1]):
+        (tmp_path/"model.json").write_text(json.dumps(bad))
+        with pytest.raises(UserError): Fitted.load(tmp_path)
+    next(f.model.parameters()).data.view(-1)[0] = float("nan"); f.save(tmp_path)
+    with pytest.raises(UserError, match="finite"): Fitted.load(tmp_path)
 
 
 def test_refusals():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from adwm.agents import LMAgent
 from adwm.core import UserError
@@ -171,6 +172,15 @@ def test_best_of_n_on_disk(world, tokenizer, trained, tmp_path):
     (tmp_path / "prm" / "prm.json").write_text('{"samples": 3, "more": 1}')
     with pytest.raises(UserError, match="more"): load_agent(tmp_path / "prm", agent.domain)
     (tmp_path / "prm" / "prm.json").write_text('{"samples": 3}')
+    for samples in (0, -1, 10**6):
+        (tmp_path / "prm" / "prm.json").write_text(f'{{"samples": {samples}}}')
+        with pytest.raises(UserError, match=f"samples is {samples}"): load_agent(tmp_path / "prm", agent.domain)
+    (tmp_path / "prm" / "prm.json").write_text('{"samples": 3}')
+    state = load((tmp_path / "prm" / "prm.safetensors").read_bytes())
+    for spoiled, says in (({k: x * float("nan") for k, x in state.items()}, "finite"), ({k: x.to(torch.int8) for k, x in state.items()}, "int8"),
+                          (dict(list(state.items())[1:]), "judge")):
+        (tmp_path / "prm" / "prm.safetensors").write_bytes(save(spoiled))
+        with pytest.raises(UserError, match=says): load_agent(tmp_path / "prm", agent.domain)
     (tmp_path / "prm" / "prm.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="judge"): load_agent(tmp_path / "prm", agent.domain)
 

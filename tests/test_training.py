@@ -129,6 +129,55 @@ def test_a_series_is_made_resumed_and_refused(tmp_path, world):
     with pytest.raises(UserError, match="valid ones"): from_dict(Recipe, {"name": "b", "widht": 3})
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, world, tokenizer):
+    "(recipe, undisturbed files) of one small agent; how long it took is nobody's business."
+    recipe = Recipe("a0", tokens=2000, episodes=20, **{k: v for k, v in TINY.items() if k != "episodes"})
+    return recipe, files_of(make_agent(recipe, [world], tmp_path_factory.mktemp("whole"), tokenizer))
+
+
+def files_of(path): return {p.name: p.read_bytes() for p in path.iterdir() if p.name != "timing.json"}
+
+
+def older(path, files):
+    "What a kill between weights and recipe left."
+    path.mkdir()
+    for name in files.keys() - {"recipe.json"}: (path / name).write_bytes(files[name])
+
+
+def emptied(path, files): older(path, files); (path / "recipe.json").write_text("")
+def torn(path, files): older(path, files); (path / "recipe.json").write_bytes(files["recipe.json"][:40])
+
+
+def halfway(path, files):
+    "What a kill while writing leaves."
+    part = path.with_name(path.name + ".part"); part.mkdir()
+    (part / "model.safetensors").write_bytes(files["model.safetensors"][:1000]); (part / "prm.json").write_text('{"samples": 4}')
+
+
+@pytest.mark.parametrize("leave", [older, emptied, torn, halfway])
+def test_an_agent_left_by_a_kill_is_made_again(tmp_path, world, tokenizer, one, leave):
+    recipe, whole = one
+    leave(tmp_path / "a0", whole)
+    assert files_of(make_agent(recipe, [world], tmp_path, tokenizer)) == whole
+    assert [p.name for p in tmp_path.iterdir()] == ["a0"]
+    stamp = (tmp_path / "a0" / "recipe.json").stat().st_mtime_ns
+    assert (make_agent(recipe, [world], tmp_path, tokenizer) / "recipe.json").stat().st_mtime_ns == stamp, "a finished one is kept"
+
+
+def test_a_folder_without_its_recipe_never_appears(tmp_path, world, tokenizer, one, monkeypatch):
+    from adwm import training
+    write = training.atomic_write
+    def killed(path, data):
+        if path.name == "recipe.json": raise KeyboardInterrupt
+        return write(path, data)
+    monkeypatch.setattr(training, "atomic_write", killed)
+    with pytest.raises(KeyboardInterrupt): make_agent(one[0], [world], tmp_path, tokenizer)
+    assert not (tmp_path / "a0").exists()
+    monkeypatch.undo()
+    assert files_of(make_agent(one[0], [world], tmp_path, tokenizer)) == one[1]
+
+
 def test_a_checkpoint_is_small():
     from adwm.core import root
     for path in (root() / "assets").glob("*/agents/*/model.safetensors"): assert path.stat().st_size < 2_000_000
