@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.cache_utils import Cache
-from .agents import LMAgent, Scored, sound_weights
-from .core import UserError, atomic_write, from_dict, key_int, key_rng, progress
+from typing import Literal
+from .agents import CACHE, LMAgent, Scored
+from .core import sound_weights, Amount, Count, Positive, Rate, UserError, atomic_write, configuration, from_dict, key_int, key_rng, progress
 from .envs import State
 from .guidance import Guide, gamma_schedule
 from .schedule import Schedule
@@ -47,10 +48,6 @@ class Adapter(nn.Module):
         return self.net(z).unflatten(-1, (self.n_soft, self.width))
 
 # %% ../nbs/34_adapter.ipynb #08d1aeda
-from typing import Literal
-
-from .core import Amount, configuration, Count, Positive, Rate
-
 @configuration
 class AdapterConfig:
     "How to train an adapter."
@@ -314,7 +311,7 @@ class Reader:
         free = self.seen[:, None] & causal
         mask = torch.zeros(free.shape).masked_fill(~free, torch.finfo(torch.float32).min)[:, None]
         return self.agent.body(inputs_embeds=x, attention_mask=mask.to(x), position_ids=at.clamp(min=0).to(x.device),
-                               past_key_values=self.cache, use_cache=True).last_hidden_state
+                               use_cache=True, **{CACHE: self.cache}).last_hidden_state
 
     def again(self) -> "Reader":
         "A copy that can read on without changing this one."

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Count', 'Positive', 'Amount', 'Rate', 'Share', 'Fraction', 'Name', 'OptionalName', 'Said', 'UserError', 'root',
            'shared_data', 'key_int', 'key_rng', 'atomic_write', 'Check', 'distinct', 'plain_name', 'name_or_nothing',
-           'said', 'configuration', 'guard', 'near', 'adapter', 'validated', 'from_dict', 'stage_key', 'source_hash',
-           'alone', 'cached', 'is_cached', 'progress']
+           'said', 'configuration', 'guard', 'near', 'adapter', 'validated', 'from_dict', 'sound_weights', 'stage_key',
+           'source_hash', 'alone', 'cached', 'is_cached', 'progress']
 
 # %% ../nbs/00_core.ipynb #21c06eea
 import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, types, typing, warnings
@@ -209,6 +209,18 @@ def from_dict(
     if "__pydantic_config__" not in vars(cls): guard(cls)
     try: return validated(cls, _frozen(values), where or cls.__name__)
     except RecursionError: raise UserError(f"{where or cls.__name__} is nested too deeply") from None
+
+# %% ../nbs/00_core.ipynb #0e595942
+def sound_weights(
+    tensors: dict,   # name -> tensor
+    where: str,      # for the message
+) -> dict:           # the same tensors in single precision
+    "Weights that can be computed with; raises UserError for integers, NaN and infinities."
+    for name, x in tensors.items():
+        if not x.is_floating_point(): raise UserError(f"{where}: the weights '{name}' are {str(x.dtype)[6:]}, not floating-point numbers")
+        if not x.isfinite().all():
+            raise UserError(f"{where}: the weights '{name}' are not all finite numbers; the file is damaged or its training failed")
+    return {name: x.float() for name, x in tensors.items()}
 
 # %% ../nbs/00_core.ipynb #68850a93
 def stage_key(

@@ -14,13 +14,14 @@ __all__ = ['Encoder', 'PAIRS', 'Transitions', 'transitions', 'mix_rows', 'Encode
 # %% ../nbs/41_fitted.ipynb #431c34fd
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import Callable
+from typing import Annotated, Callable
 
 import numpy as np
 import torch
 from torch import nn
+from annotated_types import Gt, Le
 
-from .core import UserError, key_int
+from .core import Amount, Positive, Rate, UserError, configuration, key_int
 from .envs import Domain, overlap, words
 from .episodes import Episode, Task, Turn, split_by_task
 from .weights import (BEHAVIORS, ESTIMATED, UNRELIABLE, Estimate, Logs, Probe, Weighted, WeightRule, action_coverage, add_terms, behavior_of, check_behavior, conclude,
@@ -192,12 +193,6 @@ def fqe_iterate(
     return q
 
 # %% ../nbs/41_fitted.ipynb #92838d67
-from typing import Annotated
-
-from annotated_types import Gt, Le
-
-from .core import Amount, configuration, Positive, Rate
-
 def standardiser(
     x: np.ndarray,  # (N, d) logged features
 ) -> Callable:      # features (..., d) -> float32 tensor (..., d)

@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .agents import sound_weights
-from .core import UserError, from_dict, key_int, progress
+from .core import Amount, Count, Fraction, Positive, Rate, Share, UserError, configuration, from_dict, key_int, progress, sound_weights
 from .episodes import TERMINAL
 from .schedule import loss_weight, q_sample
 from .world_model import ActionSpace, Acts, ModelConfig, WorldModel, encode_actions, fit_actions, hash_words, load_model, new_model, save_model
@@ -115,8 +114,6 @@ def make_corpus(
                   f(togo), f(end), *map(torch.from_numpy, (valid, option, match, success)))
 
 # %% ../nbs/33_fitting.ipynb #59f8e28f
-from .core import Amount, configuration, Count, Fraction, Positive, Rate, Share
-
 @configuration
 class FitConfig:
     "How to train: updates, sizes of batches, weights of losses."

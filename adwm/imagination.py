@@ -8,12 +8,13 @@ __all__ = ['Imagine', 'choose_page', 'LatentComposer', 'AdwmSimulator', 'logged_
 # %% ../nbs/37_imagination.ipynb #cf9ef330
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .core import UserError, key_rng
+from .core import Amount, Positive, Rate, Share, UserError, configuration, key_rng
 from .envs import Outcome, State, advance
 from .episodes import TERMINAL
 from .fitting import Fitted, Memo, pointers, relation_logits, relation_names
@@ -23,10 +24,6 @@ from .schedule import denoise
 from .world_model import Acts, encode_actions, hash_words
 
 # %% ../nbs/37_imagination.ipynb #451186a6
-from typing import Literal
-
-from .core import Amount, configuration, Positive, Rate, Share
-
 @configuration
 class Imagine:
     "How to imagine: sampler, guidance, reading, ending."

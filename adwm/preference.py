@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .agents import LMAgent, Scored, load_checkpoint, sound_weights
-from .core import UserError, from_dict, key_int, key_rng, progress
+from .agents import LMAgent, Scored, load_checkpoint
+from .core import UserError, from_dict, key_int, key_rng, progress, sound_weights
 from .envs import World
 from .episodes import Episode
 from .rollouts import Row, rollout

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from .agents import Cursor, LMAgent, common_prefix, draw
+from .agents import CACHE, Cursor, LMAgent, common_prefix, draw
 from .core import UserError, key_rng
 from .envs import State
 from .episodes import Episode
@@ -100,7 +100,7 @@ class Trunk:
         self.agent, self.device = agent, agent.embed.weight.device
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(s.ids) for s in sheets], batch_first=True).to(self.device)
         out = agent.body(inputs_embeds=agent.embed(ids), use_cache=True)
-        self.hidden, self.cache, (self.rows, self.columns) = out.last_hidden_state, out.past_key_values, ids.shape
+        self.hidden, self.cache, (self.rows, self.columns) = out.last_hidden_state, getattr(out, CACHE), ids.shape
 
     def grow(
         self,
@@ -119,7 +119,7 @@ class Trunk:
             free[b.row, s, :b.sees + 1] = True
             free[b.row, s, list(b.columns)] = True
         x, mask = self.agent.embed(ids.to(self.device)), torch.zeros(free.shape).masked_fill_(~free, torch.finfo(torch.float32).min)[:, None]
-        out = self.agent.body(inputs_embeds=x, attention_mask=mask.to(x), position_ids=at.to(self.device), past_key_values=self.cache, use_cache=True).last_hidden_state
+        out = self.agent.body(inputs_embeds=x, attention_mask=mask.to(x), position_ids=at.to(self.device), use_cache=True, **{CACHE: self.cache}).last_hidden_state
         self.columns += max(seen)
         return grown, out[[b.row for b in grown], slots]
 

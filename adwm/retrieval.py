@@ -15,7 +15,7 @@ from hashlib import sha256
 import numpy as np
 from scipy import sparse
 
-from .core import UserError, key_rng
+from .core import Amount, Positive, UserError, configuration, key_rng
 from .envs import Outcome, State, advance, words
 from .episodes import TERMINAL, Turn, to_line
 
@@ -238,8 +238,6 @@ class PageIndex:
         return allowed[best], cosine[np.arange(len(texts)), best]
 
 # %% ../nbs/35_retrieval.ipynb #782f7a87
-from .core import Amount, configuration, Positive
-
 @configuration
 class Weights:
     "Weights of the similarities of a structured look-up (0 leaves one out)."

@@ -18,9 +18,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as hub_logging
+from typing import Literal
 
 from .agents import LMAgent, PackedFormat, Vocabulary, load_checkpoint, words_of_task
-from .core import UserError, atomic_write, key_int, key_rng, progress
+from .core import Amount, Count, Fraction, Name, OptionalName, Positive, Rate, Share, UserError, atomic_write, configuration, key_int, key_rng, progress
 from .envs import State
 from .episodes import TERMINAL, Episode
 
@@ -41,10 +42,6 @@ def train_tokenizer(
                                    clean_up_tokenization_spaces=False)
 
 # %% ../nbs/21_training.ipynb #e7a7c08b
-from typing import Literal
-
-from .core import Amount, configuration, Count, Fraction, Name, OptionalName, Positive, Rate, Share
-
 @configuration
 class Recipe:
     "How one agent comes to be."

@@ -12,14 +12,14 @@ import json, math, re, zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import UserError, atomic_write, from_dict, key_int
+from .core import Count, Positive, UserError, atomic_write, configuration, from_dict, key_int, sound_weights
 from .schedule import PREDICTIONS, Schedule, cosine_schedule, eps_to_z0, noise_model
 
 # %% ../nbs/32_world_model.ipynb #204172cc
@@ -86,10 +86,6 @@ def encode_actions(
     return Acts(torch.from_numpy(index), torch.from_numpy(words))
 
 # %% ../nbs/32_world_model.ipynb #92cffd39
-from typing import Literal
-
-from .core import configuration, Count, Positive
-
 @configuration
 class ModelConfig:
     "Sizes and choices of a world model."
@@ -331,14 +327,15 @@ def load_model(
     from safetensors.torch import load
     try:
         record, data = json.loads((Path(folder) / "model.json").read_text()), (Path(folder) / "model.safetensors").read_bytes()
-        cfg, space = from_dict(ModelConfig, record["config"]), from_dict(ActionSpace, record["actions"])
-    except (OSError, ValueError, KeyError) as err: raise UserError(f"no world model can be read from {folder}: {err}") from err
+        cfg, space, notes = from_dict(ModelConfig, record["config"]), from_dict(ActionSpace, record["actions"]), record["notes"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err: raise UserError(f"no world model can be read from {folder}: {err}") from err
     other = [f"{k} is {v}, not {getattr(expect, k)}" for k, v in asdict(cfg).items() if expect and v != getattr(expect, k)]
     if other: raise UserError(f"the world model in {folder} was built with another configuration: {'; '.join(other)}; train it again or change the configuration")
     model = new_model(cfg, 0)
-    try: model.load_state_dict(load(data))
+    try: model.load_state_dict(sound_weights(load(data), f"{folder}/model.safetensors"))
+    except UserError: raise
     except Exception as err: raise UserError(f"the weights in {folder} do not fit their configuration: {str(err).splitlines()[0]}") from err
-    return model.eval(), space, record["notes"]
+    return model.eval(), space, notes
 
 def new_model(
     cfg: ModelConfig,
