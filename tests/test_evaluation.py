@@ -42,6 +42,7 @@ def test_classical_estimators_are_rows_with_a_status(run):
     rows = run.rows[run.rows["setting"] == "classical"]
     every = {"IS", "PDIS", "WIS", "step-WIS (hold)", "step-WIS (zero)", "DM (paper)", "DM", "FQE", "FQE (paper's filter)", "FQE (mixed at evaluation)", "DR", "WDR", "MAGIC",
              "IS, fitted behavior", "WIS, fitted behavior", "DR, fitted behavior", "WDR, fitted behavior", "checkpoint replay"}
+    every |= {f"{name}, mixture of loggers" for name in ("IS", "PDIS", "WIS", "step-WIS (hold)", "DR", "WDR", "MAGIC")}
     assert set(rows["estimator"]) == every and set(rows["metric"]) == {"reward"} and (rows["n_rollouts"] == run.config.classical.pool).all()
     together = rows[rows["seed"] == "all"]
     policies = len(run.config.collect.targets) * len(run.config.imagine.epsilons) + 1
@@ -65,7 +66,23 @@ def test_classical_tables(run):
     assert ("classical", "FQE") in seeds.index and ("classical", "WIS") not in seeds.index
     assert list(curves.columns) == [*run.config.imagine.epsilons, 1.0] and curves.index[0] == ("truth", "measured")
     assert told["coverage"].between(0, 1).all() and (told["ess"] <= run.config.classical.pool).all() and ("shared", 1.0) in told.index
+    assert (told["ess, mixture"] <= run.config.classical.pool).all() and {"mean_weight", "mean_weight_se", "mean_weight, mixture"} <= set(told.columns)
     assert run.classical_figure() is not None and "rho_apart eps=0" in run.summary()
+
+
+def test_the_mixture_asks_every_logger_as_it_logged(run):
+    "Each logger's own log-probabilities, asked again, are those that were logged; the mixture is never below its share of them."
+    from adwm.evaluation import freeze, loggers, logs, mixture_of, probe_stage
+    from adwm.weights import logger_log_probs, read_probe
+    text = freeze(run.config)
+    pool, mixture = logs(text, run.config.classical.pool)[0], mixture_of(text)
+    probes = {a: read_probe(probe_stage(text, a) / "probe.json.gz") for a in (*loggers(run.config), "reference")}
+    asked = logger_log_probs(pool, probes, tolerance=1e-3)
+    for i, e in enumerate(pool):
+        own = asked[e.policy, e.epsilon][i]
+        assert np.allclose(own, [t.logp for t in e.turns], atol=1e-3) and len(mixture[i]) == len(e.turns)
+        share = np.mean([(x.policy, x.epsilon) == (e.policy, e.epsilon) for x in pool])
+        assert mixture[i].sum() >= np.log(share) + own.sum() - 1e-9 and mixture[i].sum() <= 1e-9
 
 
 def test_classical_stage_resumes_from_the_probes(run, tmp_path):
