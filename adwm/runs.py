@@ -8,12 +8,12 @@ __all__ = ['ENVIRONMENTS', 'Environment', 'environment', 'FitPart', 'EstimatorPa
            'run_jobs']
 
 # %% ../nbs/51_runs.ipynb #016c7953
-import dataclasses, importlib, os, sys, time
+import dataclasses, importlib, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .collection import CellSpec, Collect
-from .core import UserError, from_dict, root
+from .core import UserError, from_dict, root, worker_pool
 
 # %% ../nbs/51_runs.ipynb #9827f8fa
 @dataclass(frozen=True)
@@ -229,10 +229,8 @@ def run_jobs(
 ) -> list[float]:                    # seconds of each job
     "Run independent jobs; all that can finish do, then the first failure is raised."
     if workers <= 1 or len(jobs) <= 1: return [_worker(*job) for job in jobs]
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    from concurrent.futures import as_completed
+    with worker_pool(workers) as pool:
         futures = [pool.submit(_worker, *job) for job in jobs]
         done = 0
         for f in as_completed(futures):
