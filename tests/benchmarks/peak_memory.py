@@ -36,13 +36,15 @@ def pss(pid):
 
 
 def watch(command, every=.5):
-    "Run a command: (exit status, [(seconds, {pid: bytes})])."
+    "Run a command, until Ctrl-C at the longest: (exit status, [(seconds, {pid: bytes})])."
     start, samples = time.monotonic(), []
     process = subprocess.Popen(command)
-    while process.poll() is None:
-        samples.append((time.monotonic() - start, {p: pss(p) for p in tree(process.pid)}))
-        time.sleep(every)
-    return process.returncode, samples
+    try:
+        while process.poll() is None:
+            samples.append((time.monotonic() - start, {p: pss(p) for p in tree(process.pid)}))
+            time.sleep(every)
+    except KeyboardInterrupt: process.terminate()   # its workers end with it
+    return process.wait(), samples
 
 
 def report(samples):
