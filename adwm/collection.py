@@ -18,7 +18,7 @@ from typing import Annotated
 
 import numpy as np
 
-from .core import Amount, Check, Count, Name, Positive, Said, Share, UserError, atomic_write, configuration, distinct, from_dict, guard, near, progress
+from .core import Amount, Check, Count, Name, Positive, Said, Share, UserError, atomic_write, configuration, distinct, from_dict, guard, near, progress, worker_pool
 from .episodes import Episode, Task, read_episodes, to_line, write_episodes
 from .policies import ReferencePolicy, policy_log_probs
 from .preference import load_agent
@@ -408,12 +408,10 @@ def make_assets(
     processes: int = 2,
 ) -> Path:                    # the folder
     "Train the agents, log the pool, measure the truth, write the manifest; resumes."
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
     folder, work, c = Path(folder), Path(work), spec.collect
     if not c.targets: raise UserError(f"cell {spec.name} names no target agent, so there is no truth to measure")
     make_agents(list(c.recipes), functools.partial(_training, spec.module, c.world_seed, c.world), folder / "agents", c.vocabulary, processes)
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as ex:
+    with worker_pool(processes) as ex:
         logged = ex.submit(_pool_of, spec, folder, work)
         parts = list(ex.map(functools.partial(_truth_of, spec, folder=folder, work=work), [(n,) for n in c.targets] + [()]))
         logged.result()

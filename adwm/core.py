@@ -6,7 +6,7 @@
 __all__ = ['Count', 'Positive', 'Amount', 'Rate', 'Share', 'Fraction', 'Name', 'OptionalName', 'Said', 'UserError', 'root',
            'shared_data', 'key_int', 'key_rng', 'atomic_write', 'Check', 'distinct', 'plain_name', 'name_or_nothing',
            'said', 'configuration', 'guard', 'near', 'adapter', 'validated', 'from_dict', 'sound_weights', 'stage_key',
-           'source_hash', 'alone', 'cached', 'is_cached', 'progress']
+           'source_hash', 'alone', 'cached', 'is_cached', 'progress', 'worker_pool']
 
 # %% ../nbs/00_core.ipynb #21c06eea
 import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, types, typing, warnings
@@ -318,3 +318,28 @@ def progress(
     if not sys.stderr.isatty(): return iter(items)
     from tqdm import tqdm
     return tqdm(items, desc=desc, total=total, leave=False)
+
+# %% ../nbs/00_core.ipynb #722dce97
+import signal, threading
+
+def _attend(line):
+    "In a worker: leave Ctrl-C to the parent, and end when the parent's side of the line is closed."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def watch():
+        try: line.recv_bytes()
+        except (EOFError, OSError): os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+@contextmanager
+def worker_pool(
+    processes: int,  # how many
+):                   # a concurrent.futures executor
+    "A pool of fresh processes with one thread each; none outlives this block or the process that opened it."
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    os.environ.setdefault("OMP_NUM_THREADS", "1")   # workers inherit it before they import torch
+    context = multiprocessing.get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    with theirs, ours, ProcessPoolExecutor(processes, context, _attend, (theirs,)) as pool:
+        try: yield pool
+        except (KeyboardInterrupt, SystemExit): ours.close(); raise   # an error lets what runs finish, an interrupt does not

@@ -6,8 +6,7 @@
 __all__ = ['KINDS', 'lessons_for', 'imitate', 'make_agent', 'is_made', 'chains', 'make_agents']
 
 # %% ../nbs/23_recipes.ipynb #9a1d57f8
-import functools, json, multiprocessing, time
-from concurrent.futures import ProcessPoolExecutor
+import functools, json, time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from .agents import LMAgent, Vocabulary, load_checkpoint
-from .core import UserError, key_int, key_rng
+from .core import UserError, key_int, key_rng, worker_pool
 from .envs import World
 from .preference import judge, prefer
 from .training import Lesson, Recipe, build_model, correct, demonstrate, encode, save_checkpoint, texts_of, train, train_tokenizer
@@ -119,5 +118,5 @@ def make_agents(
     if processes == 1:
         for c in todo: follow(c)
     else:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool: list(pool.map(follow, todo))   # list: a failure is raised here
+        with worker_pool(processes) as pool: list(pool.map(follow, todo))   # list: a failure is raised here
     return paths

@@ -6,7 +6,7 @@
 __all__ = ['Row', 'make_rows', 'roll_chunk', 'rollout']
 
 # %% ../nbs/17_rollouts.ipynb #7655f989
-import os
+import ctypes, math, os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ def roll_chunk(
     info: list | None = None,  # receives one list of Outcome.info per row, if given
 ) -> list[Episode]:      # in the order of rows
     "Roll one chunk of rows to termination or to the horizon (Alg. 2)."
+    if horizon < 1: raise UserError(f"horizon must be at least 1 turn, not {horizon}")
     tasks, n = [r.task for r in rows], len(rows)
     states = simulator.reset(tasks, [(seed, t.id, r.replicate, 0) for t, r in zip(tasks, rows)])
     session, live, ended = policy.session(tasks), list(range(n)), [False] * n
@@ -54,7 +55,8 @@ def roll_chunk(
         if ask: actions |= zip([i for i, _ in ask], session.act([i for i, _ in ask], [states[i] for i, _ in ask], [key_rng(*k, "act") for _, k in ask]))
         chosen = [actions[i] for i in live]
         session.took(live, [states[i] for i in live], chosen)
-        for i, o in zip(live, simulator.step([states[i] for i in live], chosen, keys)):
+        for i, o in zip(live, simulator.step([states[i] for i in live], chosen, keys), strict=True):
+            if not math.isfinite(o.reward): raise UserError(f"{type(simulator).__name__} answered '{actions[i]}' with the reward {o.reward} at turn {turn} of task {tasks[i].id}; rewards must be finite numbers")
             states[i], ended[i] = o.state, o.terminated
             notes[i].append(o.info)
         live = [i for i in live if not ended[i]]
@@ -80,13 +82,19 @@ def rollout(
 ) -> list[Episode]:
     "Roll all rows in chunks of fixed membership; with a path, finished chunks are kept and an interrupted call resumes."
     if not rows: raise UserError("there is nothing to roll out: the list of rows is empty")
+    if chunk < 1: raise UserError(f"chunk must be at least 1 row, not {chunk}")
     done = _finished(path, rows, chunk, policy, seed) if path is not None else []
     starts = range(len(done), len(rows), chunk)
     for start in progress(starts, f"{policy.name}"):
         part = roll_chunk(simulator, policy, rows[start:start + chunk], seed, horizon, env, info)
         if path is not None: append_episodes(path, part)
         done += part
+        _give_back()
     return done
+
+def _give_back():
+    "Return freed memory to the system where the C library can (glibc): a chunk's many small blocks would otherwise stay with the process."
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)(0)
 
 def _finished(path, rows, chunk, policy, seed):
     path = Path(path)

@@ -9,7 +9,7 @@ __all__ = ['ENVIRONMENTS', 'Seeds', 'Mixes', 'Environment', 'environment', 'fiel
            'profiles_of', 'checked', 'check_parameters', 'schema', 'write_schema', 'run_jobs']
 
 # %% ../nbs/51_runs.ipynb #016c7953
-import dataclasses, functools, importlib, inspect, json, os, sys, time
+import dataclasses, functools, importlib, inspect, json, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Annotated, Literal
@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from .collection import CellSpec, Collect, Names
-from .core import Check, Count, Fraction, Name, OptionalName, Positive, Rate, Said, Share, UserError, adapter, atomic_write, configuration, distinct, from_dict, near, plain_name, root
+from .core import Check, Count, Fraction, Name, OptionalName, Positive, Rate, Said, Share, UserError, adapter, atomic_write, configuration, distinct, from_dict, near, plain_name, root, worker_pool
 
 # %% ../nbs/51_runs.ipynb #9827f8fa
 @dataclass(frozen=True)
@@ -365,10 +365,8 @@ def run_jobs(
 ) -> list[float]:                    # seconds of each job
     "Run independent jobs; all that can finish do, then the first failure is raised."
     if workers <= 1 or len(jobs) <= 1: return [_worker(*job) for job in jobs]
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    from concurrent.futures import as_completed
+    with worker_pool(workers) as pool:
         futures = [pool.submit(_worker, *job) for job in jobs]
         done = 0
         for f in as_completed(futures):

@@ -5,6 +5,8 @@ import torch
 from adwm.core import UserError
 from adwm.guidance import Guide, cfg, continuation_grad, gamma_schedule, guided_eps
 from adwm.schedule import cosine_schedule, denoise, eps_to_score, eps_to_z0, mixture_eps, sampled_moments
+from adwm.tabular import random_policy, random_process
+from adwm.theory import greedy_continuation, log_policy
 
 torch.set_num_threads(1)
 D = torch.float64
@@ -132,3 +134,23 @@ def test_max_shift():
 
 def test_unknown_jacobian():
     with pytest.raises(UserError): continuation_grad(loglik, draw(1, 1), torch.zeros(1, dtype=torch.long), None, FINE, "bare")
+
+
+def greedy_walk(process, policy, t, row):
+    "exp of the log probabilities along one walk: the likeliest action, the likeliest page, to the end."
+    logp = 0.
+    while True:
+        action = max(range(process.n_actions), key=lambda a: policy[t][row, a])
+        page = max(range(process.n_obs + 1), key=lambda o: process.step[t][row, action, o])
+        logp += np.log(policy[t][row, action])
+        if page == process.n_obs: return np.exp(logp)
+        t, row = t + 1, process.child[t][row, action, page]
+
+
+@pytest.mark.parametrize("kind", [dict(), dict(vary_actions=True, vary_length=True), dict(n_obs=3, n_actions=4, horizon=3)])
+def test_greedy_continuation_follows_the_likeliest_walk(kind):
+    for seed in range(5):
+        p = random_process(seed, **kind)
+        policy = random_policy(p, seed + 1, 2.)
+        for t, psi in enumerate(greedy_continuation(p, policy, log_policy(policy))):
+            assert np.allclose(psi, [greedy_walk(p, policy, t, n) for n in range(len(psi))], rtol=1e-12)

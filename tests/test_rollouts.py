@@ -1,5 +1,6 @@
 "The one loop: exact value, batching, resume after a kill, wrong files."
 import signal, subprocess, sys, textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,29 @@ def test_file_of_another_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="other episodes"): rollout(world, EAST, make_rows(tasks), 1, 5, path=tmp_path / "a.jsonl")
     with pytest.raises(UserError, match="did two runs write"): rollout(world, EAST, make_rows(tasks[:2]), 0, 5, path=tmp_path / "a.jsonl")
     with pytest.raises(UserError, match="nothing to roll out"): rollout(world, EAST, [], 0, 5)
+
+
+@pytest.mark.parametrize("wrong,said", [(dict(chunk=0), "chunk must be at least 1"), (dict(chunk=-1), "chunk must be at least 1"), (dict(horizon=0), "horizon must be at least 1")])
+def test_sizes_that_roll_nothing_are_refused(wrong, said, tmp_path):
+    world = Corridor()
+    with pytest.raises(UserError, match=said): rollout(world, EAST, make_rows([world.task()]), 0, **{"horizon": 5, **wrong}, path=tmp_path / "a.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_names_its_turn(reward):
+    class Broken(Corridor):
+        def step(self, states, actions, keys): return [replace(o, reward=reward) if s.obs == "room 1" else o for s, o in zip(states, super().step(states, actions, keys))]
+    world = Broken()
+    with pytest.raises(UserError, match=f"Broken answered 'go east' with the reward {reward} at turn 1 of task corridor-0"): rollout(world, EAST, make_rows([world.task()]), 0, 5)
+
+
+def test_memory_is_given_back_between_chunks(monkeypatch):
+    "A process keeps what was freed in small pieces: every chunk ends with a call that returns it."
+    calls, world = [], Corridor()
+    monkeypatch.setattr("adwm.rollouts._give_back", lambda: calls.append(1))
+    rollout(world, EAST, make_rows([world.task(i) for i in range(5)]), 0, 5, 2)
+    assert len(calls) == 3
 
 
 def test_epsilon_one_is_the_reference():
