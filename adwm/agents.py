@@ -206,14 +206,15 @@ FORMATS = {f.name: f for f in (PackedFormat, LeapFormat)}
 
 # %% ../nbs/20_agents.ipynb #d5b4a771
 class RaggedCache(Cache):
-    "Keys and values of rows of different lengths; a forward pass works on a gathered part."
+    "Keys and values of rows of different lengths, kept in blocks of columns; a forward pass works on a gathered copy."
+    block = 128   # columns
 
     def __init__(
         self,
         n: int,       # rows
     ):
         super().__init__(layers=[])
-        self.n, self.room, self.store, self.part, self.rows = n, 0, {}, {}, None
+        self.blocks, self.part = [[] for _ in range(n)], {}   # row -> blocks, each the (kv_heads, block, d) of all layers; layer -> (keys, values)
 
     def take(
         self,
@@ -221,28 +222,29 @@ class RaggedCache(Cache):
         room: int,    # columns they will need at most
     ) -> None:
         "Gather some rows into a working copy."
-        if room > self.room:
-            self.room = -(-max(room, 2 * self.room, 1024) // 128) * 128
-            grow = lambda x: F.pad(x, (0, 0, 0, self.room - x.shape[2]))
-            self.store = {l: (grow(k), grow(v)) for l, (k, v) in self.store.items()}
-        self.rows, self.width = torch.as_tensor(rows), room
-        self.part = {l: (k[self.rows, :, :room], v[self.rows, :, :room]) for l, (k, v) in self.store.items()}
+        self.rows, self.width, self.part = list(rows), room, {}   # the old copy goes before the new one comes
+        whole = [self._empty(x) for x in next((self.blocks[r][0] for r in self.rows if self.blocks[r]), ())]
+        for i, row in enumerate(self.rows):
+            for at, block in zip(range(0, room, self.block), self.blocks[row]):
+                for x, part in zip(whole, block): x[i, :, at:at + self.block] = part
+        self.part = dict(enumerate(zip(whole[::2], whole[1::2])))
+
+    def _empty(self, x): return x.new_zeros(len(self.rows), x.shape[-3], -(-self.width // self.block) * self.block, x.shape[-1])
 
     def put(
         self,
-        low: int,     # columns before this one have not changed
-        high: int,    # nor have those from this one on
+        low: int,            # columns before this one have not changed
+        held: list[int],     # columns of each row that are worth keeping
     ) -> None:
-        "Write the working copy back."
-        for l, (k, v) in self.part.items():
-            for whole, part in zip(self.store[l], (k, v)): whole[self.rows, :, low:high] = part[:, :, low:high]
+        "Write the working copy back, as much of it as each row has filled."
+        whole, first = [x for pair in self.part.values() for x in pair], low // self.block
+        for i, (row, n) in enumerate(zip(self.rows, held)):
+            starts = range(first * self.block, n, self.block) if whole else ()
+            self.blocks[row][first:] = [tuple(x[i, :, at:at + self.block].clone() for x in whole) for at in starts]
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         "Called by every attention layer: write the new keys and values at their rows' own columns, return what may be seen."
-        if layer_idx not in self.store:
-            shape = lambda x, n, t: x.new_zeros(n, x.shape[1], t, x.shape[3])
-            self.store[layer_idx] = tuple(shape(x, self.n, self.room) for x in (key_states, value_states))
-            self.part[layer_idx] = tuple(shape(x, len(self.rows), self.width) for x in (key_states, value_states))
+        if layer_idx not in self.part: self.part[layer_idx] = self._empty(key_states), self._empty(value_states)
         k, v = self.part[layer_idx]
         b = torch.arange(len(k))[:, None]
         k[b, :, self.at], v[b, :, self.at] = key_states.transpose(1, 2), value_states.transpose(1, 2)
@@ -509,7 +511,7 @@ def _decode(self: LMSession, rows, prompts, states, rngs):
     self.cache.take([rows[i] for i in batch], room)
     while live:
         if len(live) < .7 * len(batch):
-            self.cache.put(low, room)
+            self.cache.put(low, [held[i] for i in batch])
             batch = live; self.cache.take([rows[i] for i in batch], room)
         logits = self._advance([text[i] for i in batch], [held[i] for i in batch])
         alive = set(live)
@@ -520,7 +522,7 @@ def _decode(self: LMSession, rows, prompts, states, rngs):
             cursors[i].push(token); text[i].append(token)
             _forced(grammar, cursors[i], text[i])
         live = [i for i in live if len(grammar.allowed(cursors[i]))]
-    self.cache.put(low, room)
+    self.cache.put(low, [held[i] for i in batch])
     for i, r in enumerate(rows): self.held[r] = text[i][:held[i]]
     return cursors
 

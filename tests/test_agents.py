@@ -342,3 +342,15 @@ def test_a_checkpoint_survives_the_disk(rooms, agent, tmp_path):
     again = LMAgent.from_pretrained(tmp_path / "agent", rooms.domain)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "agent").config.model_type == "llama"
     for a, b in zip(agent.model.parameters(), again.model.parameters()): assert torch.equal(a.to(torch.bfloat16).float(), b)
+
+
+def test_the_cache_holds_what_its_rows_have_read(rooms, agent):
+    "Rows of different length cost their own columns, rounded up to blocks; what is cut off is given up."
+    tasks = [rooms.task(i) for i in range(4)]
+    session, states = agent.session(tasks), rooms.reset(tasks, [()] * 4)
+    session.cache.block = 8
+    for turn, rows in enumerate(([0, 1, 2, 3], [0, 1], [0], [0, 3])):
+        actions = session.act(rows, [states[r] for r in rows], [key_rng(0, turn, r) for r in rows])
+        for r, blocks in enumerate(session.cache.blocks): assert len(blocks) == -(-len(session.held[r]) // 8)
+        for r, o in zip(rows, rooms.step([states[r] for r in rows], ["go west"] * len(rows), [()] * len(rows))): states[r] = o.state   # not what was said: the cache is cut back
+    assert len(session.cache.blocks[0]) > len(session.cache.blocks[2]) and all(x.shape[1] == 8 for rows in session.cache.blocks for block in rows for x in block)
