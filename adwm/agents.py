@@ -411,7 +411,7 @@ def action_ids(self: LMAgent, action: str, obs: str) -> tuple[int, ...]:
 def root(self: LMAgent, state) -> dict:
     "The trie of what may be said on this page; raises UserError where nothing is listed and the domain's free text is no action."
     menu, free = self.domain.menu(state.obs, state.choices), self.domain.free_search(state.obs, state.choices)
-    if not (menu or free or getattr(self.domain, "free_text", True)):
+    if not (menu or free or self.domain.free_text):
         raise UserError(f"the page {state.obs!r:.60} lists no action, and in the domain '{self.domain.name}' an agent cannot make one up: "
                         "log the page's choices")
     return self.grammar.root(menu, free)

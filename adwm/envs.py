@@ -96,6 +96,8 @@ class Domain:
     "What a method asks about pages and actions; these defaults work on any logs."
     name = "generic"
     pays_at_truncation = False   # whether an episode that the horizon cuts off keeps what it has earned
+    free_text = True             # whether an agent's own words can be actions where a page lists none
+    look_up = {}                 # fields of retrieval.Weights that a look-up in this environment weighs differently
 
     def page_type(self, obs: str) -> str:
         "A label that pages of one kind share."

@@ -680,6 +680,7 @@ def _runs(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
 class WebShopWords(Domain):
     "Pages and actions in an agent's words."
     name = "webshop"
+    free_text = False   # a click in words of one's own is no click
     look_up = {"fit": 3.0, "twin": 0.0}   # of the weights in 35_retrieval, chosen by `tune` on the development pool: agents click what shares words with their task
 
     def __init__(
