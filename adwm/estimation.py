@@ -6,10 +6,10 @@
 __all__ = ['VERDICTS', 'TUNED', 'CHECKED', 'CHUNK', 'FIT_CODE', 'CODE', 'FITS', 'OVER_FITTED', 'WEIGHTED', 'ESTIMATORS',
            'PolicyValue', 'sentence', 'table', 'told_episodes', 'figure', 'plain', 'save', 'load', 'read_logs',
            'unlearnable', 'generic_domain', 'FunctionPolicy', 'as_policy', 'AgentError', 'Watched', 'WatchedSession',
-           'EvalConfig', 'FittedEstimator', 'Estimator', 'tuned_weights', 'Parts', 'learn_parts', 'test_readout',
-           'held_out_parts', 'check_simulator', 'in_units', 'digest', 'Simulated', 'FittedSimulator', 'verdict_of',
-           'unlisted', 'LookUp', 'WorldModel', 'Classical', 'FittedClassical', 'PoolMean', 'FittedMean',
-           'find_estimator', 'FittedLogs', 'logger_lines', 'fit_logs', 'estimate']
+           'EvalConfig', 'FittedEstimator', 'Estimator', 'tuned_weights', 'generic', 'pays_by_move', 'Parts',
+           'learn_parts', 'test_readout', 'held_out_parts', 'check_simulator', 'in_units', 'digest', 'Simulated',
+           'FittedSimulator', 'verdict_of', 'unlisted', 'LookUp', 'WorldModel', 'Classical', 'FittedClassical',
+           'PoolMean', 'FittedMean', 'find_estimator', 'FittedLogs', 'logger_lines', 'fit_logs', 'estimate']
 
 # %% ../nbs/43_estimation.ipynb #055340be
 import html, importlib, inspect, json, tempfile, time
@@ -74,8 +74,8 @@ def _repr_html_(self: PolicyValue) -> str:
     "What Jupyter shows."
     low, high = self.interval
     rows = {"agent": self.agent + (f", epsilon {self.epsilon:g}" if self.epsilon else ""), "estimator": self.estimator,
-            "value": f"{self.value:.3f}", f"interval ({self.level:.0%})": f"[{low:.3f}, {high:.3f}]", "covers": self.covers, "leaves out": self.omits or "-",
-            "verdict": self.verdict, "because": "; ".join(self.reasons) or "-"}
+            "value": f"{self.value:.3f}", f"interval ({self.level:.0%})": f"[{low:.3f}, {high:.3f}]", "covers": self.covers,
+            "leaves out": self.omits or "-", "verdict": self.verdict, "because": "; ".join(self.reasons) or "-"}
     return "<table>" + "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items()) + "</table>"
 
 def table(self: PolicyValue) -> pd.DataFrame:
@@ -85,7 +85,8 @@ def table(self: PolicyValue) -> pd.DataFrame:
 
 def told_episodes(self: PolicyValue, k: int = 3) -> str:
     "The first k imagined episodes as text."
-    turn = lambda t: f"    {t.obs} -> {t.action}" + (f"  (reward {t.reward:g})" if t.reward else "")
+    page = lambda text: text if len(text) <= 200 else text[:197] + "..."
+    turn = lambda t: f"    {page(t.obs)} -> {t.action}" + (f"  (reward {t.reward:g})" if t.reward else "")
     end = lambda e: f"    {'ended' if e.terminated else 'cut off'}, earned {e.ret:g}"
     return "\n".join("\n".join([f"{e.task.id}: {e.task.text}", *map(turn, e.turns), end(e)]) for e in self.imagined[:k])
 
@@ -101,7 +102,7 @@ def figure(self: PolicyValue):
     left.set(title="value of every task" if values else "no values per task", xlabel="tasks, sorted", ylabel="value")
     for y, line in enumerate(self.table().to_dict("records")):
         ours, value = y == len(self.loggers), line["value"]
-        error = None if np.isnan(line["lower"]) else np.abs([[value - line["lower"]], [line["upper"] - value]])
+        error = None if pd.isna(line["lower"]) else np.abs([[value - line["lower"]], [line["upper"] - value]])
         right.errorbar(value, -y, xerr=error, fmt="o", color="#0072B2" if ours else "#8c8c8c", capsize=3)
     right.set(yticks=-np.arange(len(self.loggers) + 1), yticklabels=self.table()["policy"])
     right.set(xlabel="value", title=f"{self.level:.0%} intervals; {self.verdict}")
@@ -134,6 +135,7 @@ def load(folder: str | Path) -> PolicyValue:
     try: said, cost = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("estimate.json", "cost.json"))
     except (OSError, ValueError) as err:
         raise UserError(f"{folder} holds no saved estimate ({err}); choose the folder that `save` was given") from err
+    if not isinstance(said, dict): raise UserError(f"{folder} holds no saved estimate; choose the folder that `save` was given")
     number = lambda x: np.nan if x is None else x
     said |= dict(value=number(said.get("value")), interval=[number(x) for x in said.get("interval", [])], cost=cost)
     path = folder / "episodes.jsonl.gz"
@@ -156,10 +158,13 @@ def read_logs(
 def unlearnable(logs: list[Episode]) -> str:  # one sentence, or nothing
     "Why nobody could learn from these logs."
     n, returns = len(logs), np.array([e.ret for e in logs])
-    if len({e.task.id for e in logs}) < 2: return f"all {n} logged episodes are of the task '{logs[0].task.id}', so nothing can be held out: log two tasks"
-    if not any(t.reward for e in logs for t in e.turns): return f"none of the {n} logged episodes carries a reward: write into 'reward' what each turn earned"
+    if len({e.task.id for e in logs}) < 2:
+        return f"all {n} logged episodes are of the task '{logs[0].task.id}', so nothing can be held out: log two tasks"
+    if not any(t.reward for e in logs for t in e.turns):
+        return f"none of the {n} logged episodes carries a reward: write into 'reward' what each turn earned"
     if np.ptp(returns) == 0: return f"every logged return is {returns[0]:g}: such logs do not tell a good agent from a bad one"
-    if returns.max() <= 0: return f"the best logged return is {returns.max():g}: rewards must be gains, so add a constant to the last one of every episode"
+    if returns.max() <= 0:
+        return f"the best logged return is {returns.max():g}: rewards must be gains, so add a constant to the last one of every episode"
     return ""
 
 # %% ../nbs/43_estimation.ipynb #c0943087
@@ -214,12 +219,13 @@ class WatchedSession(Watched):
 
     def act(self, rows, states, rngs):
         "The agent's actions, each a text that is not blank."
-        where = f" at turn {len(states[0].turns)} of " + (f"one of {len(states)} tasks, first of them " if len(states) > 1 else "task ") + f"'{states[0].task.id}'"
+        some = f"one of {len(states)} tasks, first of them " if len(states) > 1 else "task "
+        where = f" at turn {len(states[0].turns)} of {some}'{states[0].task.id}'"
         actions = self._or_raise(where, lambda: list(self.inner.act(rows, states, rngs)))
         if len(actions) != len(states): raise AgentError(f"the agent '{self.name}' gave {len(actions)} actions{where}")
         for s, a in zip(states, actions):
             if not isinstance(a, str) or not a.strip():
-                raise AgentError(f"the agent '{self.name}' answered {a!r:.60} on the page {s.obs!r:.60}: an action is a text that is not empty")
+                raise AgentError(f"the agent '{self.name}' answered {a!r:.60} on the page {s.obs!r:.60}: an action is a text, not empty")
         return actions
 
     def took(self, rows, states, actions):
@@ -249,8 +255,8 @@ class Estimator(Protocol):
     name: str
     def fit(self, logs: list[Episode], domain: Domain, how: EvalConfig) -> FittedEstimator: ...
 
-# %% ../nbs/43_estimation.ipynb #ddf8a1bf
-TUNED = 4000      # logged moves; beyond it the domain's own weights are used
+# %% ../nbs/43_estimation.ipynb #4acf0234
+TUNED = 10_000     # logged moves; beyond it the domain's own weights are used
 
 def tuned_weights(logs: list[Episode], domain: Domain, seed: int = 0) -> dict | None:  # template -> Weights; None: the domain's
     "Weights of the look-up, chosen on held-out tasks."
@@ -258,24 +264,33 @@ def tuned_weights(logs: list[Episode], domain: Domain, seed: int = 0) -> dict | 
     if tasks < 2 or sum(len(e.turns) for e in logs) > TUNED: return None
     return tune(split_by_task(logs, min(5, tasks), seed)[:2], domain, seed=seed)[0]
 
+def generic(domain: Domain) -> bool:
+    "Whether a domain has no features of its own."
+    return type(domain).features is Domain.features
+
+def pays_by_move(logs: list[Episode], domain: Domain) -> bool:
+    "Whether rewards come on the way and only logged moves can tell them."
+    return generic(domain) and any(t.reward for e in logs for t in e.turns[:-1])
+
 @dataclass(frozen=True)
 class Parts:
     "What every simulator is made of."
     logs: list
     index: PageIndex
     weights: dict | None
-    readout: TextReadout
-    ending: Endings | None     # None: generic features do not see what was done
+    readout: TextReadout | None   # None: a move pays what the logged one paid
+    ending: Endings | None        # None: generic features do not see what was done
 
 def learn_parts(logs: list[Episode], domain: Domain, seed: int = 0) -> Parts:
     "Index, weights and readouts from the same logs."
-    own = type(domain).features is not Domain.features
     index, weights = PageIndex(logs, domain), tuned_weights(logs, domain, seed)
-    return Parts(logs, index, weights, TextReadout(domain).fit(logs), Endings(domain).fit(logs) if own else None)
+    readout = None if pays_by_move(logs, domain) else TextReadout(domain).fit(logs)
+    return Parts(logs, index, weights, readout, None if generic(domain) else Endings(domain).fit(logs))
 
 # %% ../nbs/43_estimation.ipynb #fc71c805
 def test_readout(logs: list[Episode], domain: Domain, seed: int = 0):  # GateReport, or a dict with passed and verdict
     "The gate of the text readout on held-out tasks."
+    if pays_by_move(logs, domain): return dict(passed=True, verdict="none: every move pays what the logged one paid")
     paid = ends(logs, domain.pays_at_truncation).rewards
     if np.ptp(paid) == 0: return dict(passed=True, verdict=f"pass: all {len(paid)} logged ends pay {paid[0]:g}")
     folds = min(5, len({e.task.id for e in logs}))
@@ -372,9 +387,9 @@ class FittedSimulator:
         returns = np.array([e.ret for e in made]).reshape(-1, len(tasks)).T
         found = value_interval(returns[..., None], self.how.level, 2000)
         lines = self.checks + self.agent_checks(agent.name, made, float(found.value[0]))
-        covers, omits = f"noise of {len(made)} imagined episodes alone", "the error of simulator and readout, and what another training would say"
         return PolicyValue(
-            agent.name, self.estimator.name, float(found.value[0]), (float(found.lower[0]), float(found.upper[0])), self.how.level, covers, omits,
+            agent.name, self.estimator.name, float(found.value[0]), (float(found.lower[0]), float(found.upper[0])), self.how.level,
+            f"noise of {len(made)} imagined episodes alone", "the error of simulator and readout, and what another training would say",
             *verdict_of(lines), epsilon, self.diagnostics(made), dict(zip([t.id for t in tasks], returns.mean(1).tolist())),
             checks=tuple(map(asdict, lines)), imagined=tuple(made), cost=self.cost(made, time.perf_counter() - start))
 
@@ -416,7 +431,8 @@ def _imagine(self: FittedSimulator, agent: Policy, rows: list) -> list[Episode]:
                 out += rollout(self.simulator, Watched(agent), rows, seed, self.how.horizon, CHUNK, path, self.logs[0].env)
         except AgentError as err:
             err.episodes = tuple(in_units([e for p in paths if p.exists() and p.stat().st_size for e in read_episodes(p)], self.unit))
-            kept = f"in {folder}, and the same call goes on from there" if self.how.work else "in the error's `episodes`; give `work` a folder to go on from there"
+            kept = "in the error's `episodes`; give `work` a folder to go on from there"
+            if self.how.work: kept = f"in {folder}, and the same call goes on from there"
             err.args = (f"{err}; {len(err.episodes)} of {len(rows) * len(paths)} imagined episodes were finished and are {kept}",)
             raise
     return out
@@ -453,9 +469,12 @@ class WorldModel(Simulated):
         "The trained model; one that was trained before on the same logs is read from the working folder."
         from adwm.fitting import Fitted, FitConfig, fit
         from adwm.imagination import AdwmSimulator, Imagine
+        if parts.readout is None:
+            raise UserError("the world model pays at the end, and these logs pay on the way: take the look-up, or a domain with features")
         train, seed = self.train or FitConfig(joint=150, cached=1000), how.seeds[0]
         make = lambda: fit(parts.logs, domain, seed=seed, how=train, **dict(self.model))
-        key = dict(logs=digest(parts.logs), domain=type(domain).__qualname__, train=asdict(train), model=self.model, seed=seed, code=source_hash(*FIT_CODE))
+        key = dict(logs=digest(parts.logs), domain=type(domain).__qualname__, train=asdict(train), model=self.model, seed=seed,
+                   code=source_hash(*FIT_CODE))
         fitted = make() if how.work is None else Fitted.load(cached(how.work, "world-model", key, lambda folder: make().save(folder)))
         imagine = Imagine.regression() if self.regression else Imagine()
         return AdwmSimulator(fitted, parts.index, parts.readout, imagine, ending=parts.ending, weights=parts.weights)
@@ -492,8 +511,9 @@ class FittedClassical:
         verdict = "refuse" if worst.reason else "not checked" if it.name in FITS else "trust"
         value, low, high = np.mean([(e.value, *e.interval) for e in found], 0).tolist()
         covers = f"noise of {len(self.logs)} logged episodes" + (" and of the fit" if it.name in FITS else "")
-        return PolicyValue(agent.name, it.name, value, (low, high), self.how.level, covers, "the bias of the fit" if is_random(it) else "", verdict,
-                           (worst.reason,) if worst.reason else (), epsilon, dict(found[0].notes), cost=dict(judge_seconds=time.perf_counter() - start))
+        omits, reasons = "the bias of the fit" if is_random(it) else "", (worst.reason,) if worst.reason else ()
+        return PolicyValue(agent.name, it.name, value, (low, high), self.how.level, covers, omits, verdict, reasons,
+                           epsilon, dict(found[0].notes), cost=dict(judge_seconds=time.perf_counter() - start))
 
 # %% ../nbs/43_estimation.ipynb #afe2e979
 def _ready(self: FittedClassical):
@@ -554,7 +574,8 @@ def find_estimator(
         raise UserError(f"an estimator has a method fit(logs, domain, how); {estimator!r:.80} is none: give a name or an instance")
     if estimator in ESTIMATORS: return ESTIMATORS[estimator]
     module, colon, name = estimator.partition(":")
-    if not colon: raise UserError(f"there is no estimator '{estimator}'; the valid ones are {', '.join(ESTIMATORS)}, or 'package.module:Name'")
+    valid = f"the valid ones are {', '.join(ESTIMATORS)}, or 'package.module:Name'"
+    if not colon: raise UserError(f"there is no estimator '{estimator}'; {valid}")
     try: found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as err:
         raise UserError(f"the estimator '{estimator}' cannot be imported: {err}") from err
@@ -574,14 +595,14 @@ class FittedLogs:
         policy = as_policy(agent)
         found = self.fitted.judge(policy, epsilon)
         if not isinstance(found, PolicyValue): raise UserError(f"the estimator answered {found!r:.60}: `judge` must return a PolicyValue")
-        told = dict(loggers=logger_lines(self.logs, self.how.level), diagnostics=plain(found.diagnostics), checks=tuple(plain(found.checks)))
-        return replace(self.own_logs(found, policy.name), **told)
+        found = replace(found, diagnostics=plain(found.diagnostics), checks=tuple(plain(found.checks)))
+        return replace(self.own_logs(found, policy.name), loggers=logger_lines(self.logs, self.how.level))
 
     def own_logs(self, found: PolicyValue, name: str) -> PolicyValue:
         "The answer with a word of caution where the agent logged some of the episodes itself."
         own = [e.ret for e in self.logs if (e.policy, e.epsilon) == (name, found.epsilon)]
         if not own: return found
-        why = f"'{name}' logged {len(own)} of these episodes and earned {np.mean(own):.2f} in them: unless it has changed, that is its value"
+        why = f"'{name}' logged {len(own)} of these episodes and earned {np.mean(own):.2f}: unless it has changed, that is its value"
         return replace(found, verdict=max(found.verdict, "caution", key=VERDICTS.index), reasons=(why, *found.reasons))
 
 def logger_lines(logs: list[Episode], level: float = 0.9) -> tuple[dict, ...]:  # policy, episodes, value, lower, upper
