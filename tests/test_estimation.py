@@ -64,7 +64,7 @@ def test_world_model_and_regression_know_the_extremes(tmp_path, monkeypatch):
 
 def test_the_answer_is_one_sentence():
     found = fitted().judge(EAST)
-    assert re.fullmatch(r"V\(east\) = 1\.00 \[1\.00, 1\.00\] \(90%, noise of 240 imagined episodes alone\); refuse: east is put at 1\.00, .*\.", str(found)), str(found)
+    assert re.fullmatch(r"V\(east\) = 1\.00 \[1\.00, 1\.00\] \(90%, noise of 240 imagined episodes alone, which all earned the same\); refuse: east is put at 1\.00, .*\.", str(found)), str(found)
     assert "epsilon 0.5)" in str(fitted().judge(EAST, .5)) and "imagined episodes" in found._repr_html_() and repr(found) == str(found)
     assert list(found.table()["policy"]) == ["reference", "east (look-up)"] and "room 3 -> press  (reward 1)" in found.episodes(1)
     assert len(found.figure().axes) == 2
@@ -176,6 +176,14 @@ def test_classical_names_are_those_of_the_family():
     assert mine == {n for n in names if "mixture" not in n}
 
 
+def test_an_agent_is_asked_once_for_all_classical_estimators(tmp_path):
+    calls = []
+    def counted(state): calls.append(state); return EAST.choose(state)
+    first = estimate(list(walks()), counted, "DM (paper)", work=tmp_path)
+    asked = len(calls)
+    assert asked and estimate(list(walks()), counted, "checkpoint replay", work=tmp_path, seeds=(0,)).value > first.value and len(calls) == asked
+
+
 def test_weights_answer_as_they_do_by_themselves():
     from adwm.weights import Weighted, agent_probe
     u = ReferencePolicy(WORLD.domain)
@@ -199,7 +207,8 @@ FAILS = dict(empty=([], EAST, {}, "the logs are empty"),
              path=(walks, EAST, dict(estimator="adwm.nothing:It"), "cannot be imported"),
              no_fit=(walks, EAST, dict(estimator=3), "has a method fit"),
              epsilon=(walks, EAST, dict(epsilon=2), "a probability"), level=(walks, EAST, dict(level=90), "a probability"),
-             seeds=(walks, EAST, dict(seeds=()), "no seed"), horizon=(walks, EAST, dict(horizon=0), "at least one turn"))
+             seeds=(walks, EAST, dict(seeds=()), "one or more"), twice=(walks, EAST, dict(seeds=(1, 1)), "each once"), seed=(walks, EAST, dict(seeds=3), "a list"),
+             horizon=(walks, EAST, dict(horizon=0), "at least one turn"), domain=(walks, EAST, dict(domain="webshop"), "adwm.envs.Domain"))
 
 
 def paid(last):
