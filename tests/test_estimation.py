@@ -44,12 +44,13 @@ def truth(policy, epsilon=0.0):
     return np.mean([e.ret for e in rollout(WORLD, policy, make_rows([WORLD.task(i) for i in range(1000)], [epsilon]), 7, 12)])
 
 
-@pytest.mark.parametrize("agent, epsilon", [(EAST, 0.0), (EAST, 0.5), (RANDOM, 0.0), (WEST, 0.0)], ids=["east", "half lost", "random", "west"])
+@pytest.mark.parametrize("agent, epsilon", [(EAST, 0.0), (EAST, 0.9), (RANDOM, 0.0), (WEST, 0.0)], ids=["east", "lost", "random", "west"])
 def test_the_look_up_knows_what_agents_earn_in_the_corridor(agent, epsilon):
     found = fitted().judge(agent, epsilon)
     assert abs(found.value - truth(agent, epsilon)) < .1, found
     assert found.interval[0] <= found.value <= found.interval[1] and len(found.imagined) == 240
     assert np.isclose(np.mean(list(found.per_task.values())), found.value) and set(found.per_task) == {e.task.id for e in walks()}
+    assert all(np.isclose(v, np.mean([e.ret for e in found.imagined if e.task.id == task])) for task, v in found.per_task.items())
 
 
 def test_world_model_and_regression_know_the_extremes(tmp_path, monkeypatch):
@@ -191,14 +192,15 @@ def test_an_agent_is_asked_once_for_all_classical_estimators(tmp_path):
 
 
 def test_weights_answer_as_they_do_by_themselves():
-    from adwm.weights import Weighted, agent_probe
+    from adwm.weights import Weighted, agent_probe, probe_from_agent
     u = RANDOM
     known = lambda e, logp: replace(e, turns=tuple(replace(t, logp=float(x)) for t, x in zip(e.turns, logp)))
     logged = list(map(known, walks(), u.log_probs(list(walks()))))
     found, alone = estimate(logged, u, "WIS"), Weighted("WIS").estimate(logged, agent_probe(u, logged))
     assert np.isclose(found.value, alone.value) and np.allclose(found.interval, alone.interval) and found.verdict == "caution"   # it logged them
     half = estimate(logged, EAST, "PDIS", epsilon=.5)
-    assert half.epsilon == .5 and np.isfinite(half.value)
+    alone = Weighted("PDIS").estimate(logged, probe_from_agent(EAST, logged, .5, domain=WORLD.domain))
+    assert half.epsilon == .5 and np.isclose(half.value, alone.value) and half.value > 1.5 * found.value
 
 
 FAILS = dict(empty=([], EAST, {}, "the logs are empty"),
