@@ -7,9 +7,9 @@ __all__ = ['VERDICTS', 'TUNED', 'CHECKED', 'CHUNK', 'TRAINING', 'IMAGINING', 'FI
            'PolicyValue', 'json_like', 'read_logs', 'unlearnable', 'generic_domain', 'FunctionPolicy', 'as_policy',
            'AgentError', 'Watched', 'WatchedSession', 'EvalConfig', 'FittedEstimator', 'Estimator', 'tuned_weights',
            'is_generic', 'pays_by_move', 'Parts', 'learn_parts', 'gate_readout', 'held_out_parts', 'check_simulator',
-           'in_units', 'logs_digest', 'Simulated', 'FittedSimulator', 'verdict_of', 'unlisted', 'LookUp', 'WorldModel',
-           'Classical', 'FittedClassical', 'PoolMean', 'FittedMean', 'find_estimator', 'FittedLogs', 'logger_lines',
-           'fit_logs', 'estimate']
+           'in_units', 'logs_digest', 'Simulated', 'FittedSimulator', 'verdict_of', 'unlisted', 'source_of', 'identity',
+           'LookUp', 'WorldModel', 'Classical', 'FittedClassical', 'PoolMean', 'FittedMean', 'find_estimator',
+           'FittedLogs', 'logger_lines', 'fit_logs', 'estimate']
 
 # %% ../nbs/43_estimation.ipynb #055340be
 import html, importlib, inspect, json, tempfile, time
@@ -420,11 +420,25 @@ def _agent_checks(self: FittedSimulator, name: str, made: list[Episode], value: 
 
 FittedSimulator.agent_checks = _agent_checks
 
+# %% ../nbs/43_estimation.ipynb #ef5a62f9
+def source_of(x) -> str:  # source of a function or class, with the plain values a function closes over
+    "What somebody wrote, as far as it can be found."
+    try: source = inspect.getsource(x)
+    except (OSError, TypeError): source = x.__code__.co_code.hex() if inspect.isfunction(x) else ""
+    cells = (c.cell_contents for c in getattr(x, "__closure__", None) or ())
+    return f"{source} {[c for c in cells if isinstance(c, (str, int, float))]}"
+
+def identity(x) -> str:
+    "A text that differs where class, source, functions or plain attributes of two objects do."
+    told = lambda v: repr(v) if isinstance(v, (str, int, float)) else source_of(v) if inspect.isfunction(v) else type(v).__qualname__
+    said = {k: told(v) for k, v in sorted(getattr(x, "__dict__", {}).items())}
+    return f"{type(x).__module__}.{type(x).__qualname__} {said} {source_of(type(x))}"
+
 # %% ../nbs/43_estimation.ipynb #92044383
 def _imagine(self: FittedSimulator, agent: Policy, rows: list) -> list[Episode]:
     "Roll all rows under every seed; what is finished is kept in the working folder, where there is one."
-    key = dict(logs=logs_digest(self.logs), domain=type(self.simulator.domain).__qualname__, estimator=repr(self.estimator),
-               agent=agent.name, epsilon=rows[0].epsilon, horizon=self.how.horizon, code=source_hash(*IMAGINING))
+    key = dict(logs=logs_digest(self.logs), domain=identity(self.simulator.domain), agent=identity(agent), epsilon=rows[0].epsilon,
+               estimator=[repr(self.estimator), identity(self.estimator)], horizon=self.how.horizon, code=source_hash(*IMAGINING))
     with tempfile.TemporaryDirectory() as tmp:
         folder, out = Path(self.how.work or tmp) / f"imagined-{stage_key(key)}", []
         folder.mkdir(parents=True, exist_ok=True)
@@ -476,7 +490,7 @@ class WorldModel(Simulated):
             raise UserError("the world model pays at the end, and these logs pay on the way: take the look-up, or a domain with features")
         train, seed = self.train or FitConfig(joint=150, cached=1000), how.seeds[0]
         make = lambda: fit(parts.logs, domain, seed=seed, how=train, **dict(self.model))
-        key = dict(logs=logs_digest(parts.logs), domain=type(domain).__qualname__, train=asdict(train), model=self.model, seed=seed,
+        key = dict(logs=logs_digest(parts.logs), domain=identity(domain), train=asdict(train), model=self.model, seed=seed,
                    code=source_hash(*TRAINING))
         fitted = make() if how.work is None else Fitted.load(cached(how.work, "world-model", key, lambda folder: make().save(folder)))
         imagine = Imagine.regression() if self.regression else Imagine()
@@ -531,15 +545,15 @@ def _probe(self: FittedClassical, agent: Policy, epsilon: float):
     from adwm.agents import LMAgent
     from adwm.probes import probe_of
     m, seed, ask = self.estimator.samples, self.how.seeds[0], probe_of if isinstance(agent, LMAgent) else agent_probe
-    try: own = self.kept_probe(agent.name, lambda: ask(agent, self.logs, m, seed))
+    try: own = self.kept_probe(agent, lambda: ask(agent, self.logs, m, seed))
     except UserError: raise
     except Exception as err: raise AgentError(f"the agent '{agent.name}' failed on the logged pages ({type(err).__name__}: {err})") from err
     return mix_probes(own, reference_probe(self.domain, self.logs, m, seed), epsilon) if epsilon else own
 
-def _kept_probe(self: FittedClassical, name: str, ask: Callable):
+def _kept_probe(self: FittedClassical, agent: Policy, ask: Callable):
     "A probe, or the one that stands in the working folder: an agent is asked once for all estimators."
     if self.how.work is None: return ask()
-    key = dict(logs=logs_digest(self.logs), agent=name, samples=self.estimator.samples, seed=self.how.seeds[0],
+    key = dict(logs=logs_digest(self.logs), agent=identity(agent), samples=self.estimator.samples, seed=self.how.seeds[0],
                code=source_hash("weights", "probes"))
     return read_probe(cached(self.how.work, "probe", key, lambda folder: write_probe(folder / "probe.json.gz", ask())) / "probe.json.gz")
 

@@ -265,6 +265,15 @@ def test_work_of_other_logs_is_not_taken_for_ones_own(tmp_path):
     assert len(first.imagined) == 60 and len(other.imagined) == 40 and len(list(tmp_path.glob("imagined-*"))) == 2
 
 
+def test_an_agent_that_was_edited_is_asked_again(tmp_path):
+    def walker(direction):
+        def agent(state): return "press" if state.obs == "room 3" else f"go {direction}"
+        return agent
+    def agent(state): return "press"
+    values = [estimate(list(walks()), a, work=tmp_path, seeds=(0,)).value for a in (walker("east"), walker("west"), agent, walker("east"))]
+    assert values == [1, 0, 0, 1] and len(list(tmp_path.glob("imagined-*"))) == 3
+
+
 def test_the_package_offers_it_and_stays_light():
     code = "import sys, adwm; assert 'numpy' not in sys.modules; from adwm import estimate as it; assert 'torch' not in sys.modules; print(it.__module__)"
     out = subprocess.run([sys.executable, "-c", code], cwd=root(), capture_output=True, text=True, check=True)
