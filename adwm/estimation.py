@@ -129,6 +129,9 @@ def _save(self: PolicyValue, folder: str | Path) -> Path:
     atomic_write(folder / "estimate.json", json.dumps(json_like(kept), indent=1, sort_keys=True, ensure_ascii=False))
     return folder
 
+PolicyValue.save = _save
+
+# %% ../nbs/43_estimation.ipynb #d6900b90
 def _load(folder: str | Path) -> PolicyValue:
     "Read what `save` wrote; raises UserError for anything else."
     folder = Path(folder)
@@ -141,7 +144,7 @@ def _load(folder: str | Path) -> PolicyValue:
     path = folder / "episodes.jsonl.gz"
     return from_dict(PolicyValue, said | dict(imagined=tuple(read_episodes(path)) if path.exists() else ()), str(folder))
 
-PolicyValue.save, PolicyValue.load = _save, staticmethod(_load)
+PolicyValue.load = staticmethod(_load)
 
 # %% ../nbs/43_estimation.ipynb #1383a473
 def read_logs(
@@ -191,6 +194,7 @@ class FunctionPolicy:
         "Not known."
         raise UserError(f"{self.name} is a function, so its log-probabilities are not known: use an estimator without weights")
 
+# %% ../nbs/43_estimation.ipynb #ef6fb09a
 def as_policy(agent) -> Policy:
     "A policy as it is, a function as a policy; raises UserError for anything else."
     if hasattr(agent, "session") and hasattr(agent, "name"): return agent
@@ -213,6 +217,7 @@ class Watched:
             said = (str(err).strip().splitlines() or [""])[0][:200]
             raise AgentError(f"the agent '{self.name}' failed{where} ({type(err).__name__}: {said})") from err
 
+# %% ../nbs/43_estimation.ipynb #839ba76c
 class WatchedSession(Watched):
     "Its sessions."
     def __init__(self, name, session): self.name, self.inner = name, session
@@ -265,6 +270,7 @@ def tuned_weights(logs: list[Episode], domain: Domain, seed: int = 0) -> dict | 
     if tasks < 2 or sum(len(e.turns) for e in logs) > TUNED: return None
     return tune(split_by_task(logs, min(5, tasks), seed)[:2], domain, seed=seed)[0]
 
+# %% ../nbs/43_estimation.ipynb #091dcbd1
 def is_generic(domain: Domain) -> bool:
     "Whether a domain has no features of its own."
     return type(domain).features is Domain.features
@@ -308,6 +314,7 @@ def held_out_parts(logs: list[Episode], seed: int = 0) -> dict:  # what is held 
         out[f"all of {test[0].policy}"] = train, test
     return out
 
+# %% ../nbs/43_estimation.ipynb #9d1a95cd
 def check_simulator(
     learn: Callable,       # Episodes -> (Parts, Simulator)
     logs: list[Episode],
@@ -359,11 +366,7 @@ class Simulated:
         checks = check_simulator(learn, logs, report, how)
         return FittedSimulator(self, simulator, logs, unit, checks, parts, how, time.perf_counter() - start)
 
-# %% ../nbs/43_estimation.ipynb #b979993a
-CHUNK = 32       # episodes that are rolled together and kept together
-TRAINING = ("episodes", "envs", "schedule", "guidance", "world_model", "fitting")   # modules that decide what is kept
-IMAGINING = (*TRAINING, "policies", "rollouts", "retrieval", "readouts", "imagination", "estimation")
-
+# %% ../nbs/43_estimation.ipynb #80cdf7c1
 @dataclass(frozen=True)
 class FittedSimulator:
     "A simulator that was learnt and questioned."
@@ -376,25 +379,23 @@ class FittedSimulator:
     how: EvalConfig
     seconds: float            # spent on all of this
 
-    def cost(self, made: list[Episode], seconds: float) -> dict:
-        "What it took."
-        steps = sum(len(e.turns) for e in made)
-        return dict(fit_seconds=self.seconds, judge_seconds=seconds, episodes=len(made), steps=steps, seconds_per_step=seconds / steps)
+# %% ../nbs/43_estimation.ipynb #13276b3d
+def _judge(self: FittedSimulator, agent: Policy, epsilon: float = 0.0) -> PolicyValue:
+    "Let the agent act from every logged task, then look at what it did."
+    start, tasks = time.perf_counter(), list({e.task.id: e.task for e in self.logs}.values())
+    made = in_units(self.imagine(agent, make_rows(tasks, [epsilon])), self.unit)
+    returns = np.array([e.ret for e in made]).reshape(-1, len(tasks)).T
+    found = value_interval(returns[..., None], self.how.level, 2000)
+    lines = self.checks + self.agent_checks(agent.name, made, float(found.value[0]))
+    value, low, high = (float(x[0]) for x in (found.value, found.lower, found.upper))
+    covers = f"noise of {len(made)} imagined episodes alone" + (", which all earned the same" if np.ptp(returns) == 0 else "")
+    omits, (verdict, reasons) = "the error of simulator and readout, and what another training would say", verdict_of(lines)
+    return PolicyValue(
+        agent.name, self.estimator.name, value, (low, high), self.how.level, covers, omits, verdict, reasons, epsilon,
+        self.diagnostics(made), dict(zip([t.id for t in tasks], returns.mean(1).tolist())),
+        checks=tuple(map(asdict, lines)), imagined=tuple(made), cost=self.cost_of(made, time.perf_counter() - start))
 
-    def judge(self, agent: Policy, epsilon: float = 0.0) -> PolicyValue:
-        "Let the agent act from every logged task, then look at what it did."
-        start, tasks = time.perf_counter(), list({e.task.id: e.task for e in self.logs}.values())
-        made = in_units(self.imagine(agent, make_rows(tasks, [epsilon])), self.unit)
-        returns = np.array([e.ret for e in made]).reshape(-1, len(tasks)).T
-        found = value_interval(returns[..., None], self.how.level, 2000)
-        lines = self.checks + self.agent_checks(agent.name, made, float(found.value[0]))
-        value, low, high = (float(x[0]) for x in (found.value, found.lower, found.upper))
-        covers = f"noise of {len(made)} imagined episodes alone" + (", which all earned the same" if np.ptp(returns) == 0 else "")
-        omits, (verdict, reasons) = "the error of simulator and readout, and what another training would say", verdict_of(lines)
-        return PolicyValue(
-            agent.name, self.estimator.name, value, (low, high), self.how.level, covers, omits, verdict, reasons, epsilon,
-            self.diagnostics(made), dict(zip([t.id for t in tasks], returns.mean(1).tolist())),
-            checks=tuple(map(asdict, lines)), imagined=tuple(made), cost=self.cost(made, time.perf_counter() - start))
+FittedSimulator.judge = _judge
 
 # %% ../nbs/43_estimation.ipynb #c2a6197f
 def verdict_of(checks: list[Check]) -> tuple[str, tuple[str, ...]]:
@@ -408,6 +409,7 @@ def unlisted(episodes: list[Episode], domain: Domain) -> list[str]:  # actions, 
     turns = [t for e in episodes for t in e.turns if t.choices and not domain.free_search(t.obs, t.choices)]
     return ["" if t.action in t.choices else t.action for t in turns]
 
+# %% ../nbs/43_estimation.ipynb #9903f36d
 def _agent_checks(self: FittedSimulator, name: str, made: list[Episode], value: float) -> list[Check]:
     "What is known of one agent alone: is its value beyond the logs, and did it do what pages offer?"
     rule, domain = CheckRule(), self.simulator.domain
@@ -420,7 +422,11 @@ def _agent_checks(self: FittedSimulator, name: str, made: list[Episode], value: 
 
 FittedSimulator.agent_checks = _agent_checks
 
-# %% ../nbs/43_estimation.ipynb #ef5a62f9
+# %% ../nbs/43_estimation.ipynb #b979993a
+CHUNK = 32       # episodes that are rolled together and kept together
+TRAINING = ("episodes", "envs", "schedule", "guidance", "world_model", "fitting")   # modules that decide what is kept
+IMAGINING = (*TRAINING, "policies", "rollouts", "retrieval", "readouts", "imagination", "estimation")
+
 def source_of(x) -> str:  # source of a function or class, with the plain values a function closes over
     "What somebody wrote, as far as it can be found."
     try: source = inspect.getsource(x)
@@ -454,6 +460,9 @@ def _imagine(self: FittedSimulator, agent: Policy, rows: list) -> list[Episode]:
             raise
     return out
 
+FittedSimulator.imagine = _imagine
+
+# %% ../nbs/43_estimation.ipynb #bcc81ee3
 def _diagnostics(self: FittedSimulator, made: list[Episode]) -> dict:
     "Numbers about what was imagined."
     both = {"": made, "logged_": self.logs}
@@ -462,7 +471,12 @@ def _diagnostics(self: FittedSimulator, made: list[Episode]) -> dict:
     weights = "the domain's" if self.parts.weights is None else {k or "default": asdict(w) for k, w in self.parts.weights.items()}
     return length | cut | dict(unit=self.unit, weights=weights)
 
-FittedSimulator.imagine, FittedSimulator.diagnostics = _imagine, _diagnostics
+def _cost_of(self: FittedSimulator, made: list[Episode], seconds: float) -> dict:
+    "What it took; differs between machines."
+    steps = sum(len(e.turns) for e in made)
+    return dict(fit_seconds=self.seconds, judge_seconds=seconds, episodes=len(made), steps=steps, seconds_per_step=seconds / steps)
+
+FittedSimulator.diagnostics, FittedSimulator.cost_of = _diagnostics, _cost_of
 
 # %% ../nbs/43_estimation.ipynb #62812130
 @dataclass(frozen=True)
@@ -474,6 +488,7 @@ class LookUp(Simulated):
         "A nearest neighbour with its readout."
         return NearestNeighbour(parts.index, parts.readout, weights=parts.weights, ending=parts.ending)
 
+# %% ../nbs/43_estimation.ipynb #f9eefc87
 @dataclass(frozen=True)
 class WorldModel(Simulated):
     "The diffusion world model, or the same network as a regression."
@@ -511,6 +526,7 @@ class Classical:
         "Remember the logs: what is fitted depends on the agent."
         return FittedClassical(self, logs, domain, how)
 
+# %% ../nbs/43_estimation.ipynb #fa2b55b0
 @dataclass(frozen=True)
 class FittedClassical:
     "Logs that wait for an agent."
@@ -550,6 +566,9 @@ def _probe(self: FittedClassical, agent: Policy, epsilon: float):
     except Exception as err: raise AgentError(f"the agent '{agent.name}' failed on the logged pages ({type(err).__name__}: {err})") from err
     return mix_probes(own, reference_probe(self.domain, self.logs, m, seed), epsilon) if epsilon else own
 
+FittedClassical.ready, FittedClassical.probe = _ready, _probe
+
+# %% ../nbs/43_estimation.ipynb #942c340e
 def _kept_probe(self: FittedClassical, agent: Policy, ask: Callable):
     "A probe, or the one that stands in the working folder: an agent is asked once for all estimators."
     if self.how.work is None: return ask()
@@ -557,7 +576,7 @@ def _kept_probe(self: FittedClassical, agent: Policy, ask: Callable):
                code=source_hash("weights", "probes"))
     return read_probe(cached(self.how.work, "probe", key, lambda folder: write_probe(folder / "probe.json.gz", ask())) / "probe.json.gz")
 
-FittedClassical.ready, FittedClassical.probe, FittedClassical.kept_probe = _ready, _probe, _kept_probe
+FittedClassical.kept_probe = _kept_probe
 
 # %% ../nbs/43_estimation.ipynb #45154d3d
 @dataclass(frozen=True)
@@ -628,6 +647,7 @@ class FittedLogs:
         why = f"'{name}' logged {len(own)} of these episodes and earned {np.mean(own):.2f}: unless it has changed, that is its value"
         return replace(found, verdict=max(found.verdict, "caution", key=VERDICTS.index), reasons=(why, *found.reasons))
 
+# %% ../nbs/43_estimation.ipynb #add5d50a
 def logger_lines(logs: list[Episode], level: float = 0.9) -> tuple[dict, ...]:  # policy, episodes, value, lower, upper
     "What every logging policy earned, with an interval clustered by task."
     groups, out = {}, []
@@ -656,6 +676,7 @@ def fit_logs(
     how = from_dict(EvalConfig, dict(seeds=seeds, horizon=horizon, level=level, work=None if work is None else Path(work)), "the call")
     return FittedLogs(logs, it.fit(logs, domain, how), how)
 
+# %% ../nbs/43_estimation.ipynb #6420a187
 def estimate(
     logs: str | Path | list[Episode],  # a file of JSON Lines or Episodes, of older agents
     agent: Policy | Callable,          # the agent in question: a policy, or a function from a state to an action
