@@ -12,16 +12,18 @@ __all__ = ['NEW', 'Adapter', 'AdapterConfig', 'mean_soft_loss', 'text_means', 'l
 import copy, json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from typing import Literal
+
 from .agents import CACHE, LMAgent, Scored
-from .core import sound_weights, Amount, Count, Positive, Rate, UserError, atomic_write, configuration, from_dict, key_int, key_rng, progress
+from .core import Amount, Count, Positive, Rate, UserError, atomic_write, configuration, from_dict, key_int, key_rng, progress, sound_weights
 from .envs import State
 from .guidance import Guide, gamma_schedule
 from .schedule import Schedule

@@ -10,6 +10,7 @@ __all__ = ['SPECIAL', 'train_tokenizer', 'Recipe', 'build_model', 'save_checkpoi
 import json, math, os, shutil, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as hub_logging
-from typing import Literal
 
 from .agents import LMAgent, PackedFormat, Vocabulary, load_checkpoint, words_of_task
 from .core import Amount, Count, Fraction, Name, OptionalName, Positive, Rate, Share, UserError, atomic_write, configuration, key_int, key_rng, progress

@@ -87,7 +87,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, estimator):
         a, b = getattr(found, name), getattr(again, name)
         assert all(map(same, a, b)) if name == "interval" else same(a, b), name
     (tmp_path / "estimate.json").write_text("{}")
-    with pytest.raises(UserError, match="lacks the parameter"): PolicyValue.load(tmp_path)
+    with pytest.raises(UserError, match="is damaged"): PolicyValue.load(tmp_path)
     with pytest.raises(UserError, match="no saved estimate"): PolicyValue.load(tmp_path / "nowhere")
 
 
@@ -293,3 +293,7 @@ def test_a_shop_agent_is_judged_by_a_part_of_its_pool(own):
     found = estimate([e for e in pool if e.task.id in tasks], agent, domain=shop if own else None, seeds=(0,))
     assert len(found.imagined) == 12 and 0 < found.value < 1
     assert own or found.verdict == "refuse" and any("gate" in r for r in found.reasons)
+
+
+def test_a_fitted_behavior_weighs_logs_without_probabilities():
+    assert np.isfinite(estimate(list(walks()), EAST, "WIS, fitted behavior", epsilon=.5).value)
