@@ -508,3 +508,35 @@ def test_dropping_ended_episodes_is_never_called_an_estimate_of_the_value():
     assert e.status == UNRELIABLE and "not the value of the process" in e.reason
     full = replace(logs, alive=np.ones_like(logs.alive))
     assert Weighted("step-WIS", after_end="zero").from_logs(full).status == ESTIMATED
+
+
+def test_a_value_too_small_for_a_double_is_not_zero():
+    "A value of e^-900 or e^-710 is not 0 and has no double: it is refused, not rounded."
+    alive, task = np.ones((40, 1), bool), np.arange(40)
+    for nats in (-710.0, -900.0):
+        logs = Logs(np.full((40, 1), nats), 1 + key_rng(0, "small").random((40, 1)), alive, task)
+        for form in ("IS", "PDIS"):
+            found = Weighted(form).from_logs(logs)
+            assert found.status == IMPOSSIBLE and "too small for a double" in found.reason, (form, nats)
+
+
+def test_scores_of_sampled_actions_are_their_log_probabilities(world):
+    "What an agent would do is drawn and scored as the same agent acts."
+    p, _, e, pool = world
+    probe, exact = agent_probe(TabularAgent("target", p, e), pool[:40], 3, 0, score=True), exact_probe(p, e, pool[:40])
+    for acts, scores, known, logs in zip(probe.actions, probe.action_logp, exact.actions, exact.action_logp):
+        for a, s, k, lp in zip(acts, scores, known, logs):
+            assert np.allclose(s, [lp[k.index(x)] for x in a], atol=1e-12)
+
+
+def test_a_fitted_behavior_looks_at_the_words_an_action_shares_with_the_task():
+    from adwm.envs import Domain
+    from adwm.episodes import Episode, Task, Turn
+    from adwm.weights import action_features
+    task = Task("t", "find the red lamp", "page", ())
+    turns = (Turn("page", "click red lamp", 0.0, ("click red lamp",)), Turn("page", "click blue lamp", 0.0, ("click blue lamp",)))
+    e = Episode(env="x", policy="p", epsilon=0.0, seed=0, index=0, task=task, turns=turns, last_obs="page", terminated=True, truncated=False)
+    rows = action_features(Domain(), e, 1, ["click red lamp", "click blue lamp", "click green door"], {"click": 0})
+    assert np.allclose(rows[:, 1], [1, .5, 0]), "share of the argument's words that stand in the task"
+    assert np.allclose(rows[:, 2], [1, .5, 0]), "and in what was done before"
+    assert list(rows[:, 3]) == [1, 0, 0] and np.allclose(rows[:, 5], [1 / 8, .5 / 8, 0])
