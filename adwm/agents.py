@@ -9,7 +9,7 @@ __all__ = ['CACHE', 'FREE', 'FORMATS', 'Vocabulary', 'build_trie', 'Cursor', 'Gr
            'log_probs', 'decision_log_probs', 'soft_log_prob']
 
 # %% ../nbs/20_agents.ipynb #88190cd1
-import inspect, json, re
+import inspect, json, math, re
 from functools import lru_cache
 from pathlib import Path
 
@@ -317,6 +317,8 @@ def _fits(where, model, tokenizer, info, kinds):
                         "another architecture or a damaged file")
     if odd := sorted(k for k in kinds if "F" not in k):
         raise UserError(f"the weights in {where} are stored as {', '.join(odd)}, not as floating-point numbers")
+    if odd := [k for k, v in model.config.to_dict().items() if isinstance(v, float) and not math.isfinite(v)]:
+        raise UserError(f"{where}/config.json: {odd[0]} must be a finite number")
     sound_weights({k: p for k, p in model.named_parameters() if p.is_floating_point()}, where)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):

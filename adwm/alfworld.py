@@ -22,7 +22,7 @@ from typing_extensions import NotRequired, TypedDict
 from .core import UserError, atomic_write, key_rng, root
 from .envs import Domain, State, World
 from .episodes import TERMINAL, Task, Turn, read_episodes
-from .inputs import Text, checked, parse_json, read_json, read_text, world_call
+from .inputs import Text, Words, checked, parse_json, read_json, read_text, world_call
 from .policies import ScriptedPolicy
 from .replayer import Page, Replayed, Replayer
 
@@ -176,8 +176,8 @@ class RawAsked(TypedDict):
 class RawGame(RawAsked):
     "One line of a compact file."
     __pydantic_config__ = ConfigDict(strict=True)
-    id: Text
-    task: Text
+    id: Words
+    task: Words
     pddl_problem: Text
 
 class RawEngineGame(TypedDict):
@@ -208,7 +208,8 @@ def load_games(
 def _game(raw, where):
     d = checked(RawGame, raw, where)
     p = d["pddl_params"]
-    return check_game(Game(d["id"], d["task_type"], p["object_target"], p["parent_target"], p["toggle_target"], d["task"], d["pddl_problem"]))
+    try: return check_game(Game(d["id"], d["task_type"], p["object_target"], p["parent_target"], p["toggle_target"], d["task"], d["pddl_problem"]))
+    except UserError as err: raise UserError(f"{where} holds a game that cannot be played: {err}") from None
 
 def _load_folder(path):
     files, out = sorted(path.glob("**/game.tw-pddl")), []

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['TRUTH_FIELDS', 'Names', 'Shares', 'Component', 'Slot', 'pool_plan', 'with_log_probs', 'collect_pool', 'digest',
-           'truth_row', 'collect_truth', 'write_truth', 'read_truth', 'replay', 'reroll', 'sha256_of', 'files_in',
-           'write_manifest', 'inside', 'Listed', 'Manifest', 'read_manifest', 'check_manifest', 'listed_hashes',
-           'Collect', 'CellSpec', 'world_options', 'check_assets', 'decisive', 'check_logged', 'cell_tasks',
-           'load_agents', 'make_assets']
+           'succeeded', 'truth_row', 'collect_truth', 'write_truth', 'read_truth', 'replay', 'reroll', 'sha256_of',
+           'files_in', 'write_manifest', 'inside', 'Listed', 'Manifest', 'read_manifest', 'check_manifest',
+           'listed_hashes', 'Collect', 'CellSpec', 'world_options', 'check_assets', 'decisive', 'check_logged',
+           'cell_tasks', 'load_agents', 'make_assets']
 
 # %% ../nbs/24_collection.ipynb #9c16c989
-import csv, functools, gzip, hashlib, importlib, inspect, io, json, math, zlib
+import csv, functools, gzip, hashlib, importlib, inspect, io, json, re, zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Annotated
 import numpy as np
 
 from .core import Amount, Check, Count, Name, Positive, Said, Share, UserError, atomic_write, configuration, distinct, from_dict, guard, near, progress, worker_pool
-from .episodes import Episode, Task, read_episodes, to_line, write_episodes
+from .episodes import LARGEST, Episode, Task, read_episodes, to_line, write_episodes
+from .inputs import parse_json
 from .policies import ReferencePolicy, policy_log_probs
 from .preference import load_agent
 from .recipes import chains, make_agents
@@ -94,13 +95,17 @@ def digest(
     "A hash of an episode's actions."
     return hashlib.sha256("\n".join(t.action for t in episode.turns).encode()).hexdigest()[:12]
 
+def succeeded(reward: float) -> int:
+    "Whether a return counts as success: 1 or 0."
+    return int(reward >= 1 - 1e-9)
+
 def truth_row(
     episode: Episode,
     split: str,   # "pool" or "fresh"
 ) -> dict:
     "One episode as a row of the truth table."
     return dict(policy=episode.policy, epsilon=episode.epsilon, split=split, task_id=episode.task.id, replicate=episode.index, seed=episode.seed,
-                reward=round(episode.ret, 6), success=int(episode.ret >= 1 - 1e-9), turns=len(episode.turns), digest=digest(episode))
+                reward=round(episode.ret, 6), success=succeeded(round(episode.ret, 6)), turns=len(episode.turns), digest=digest(episode))
 
 def collect_truth(
     simulator,
@@ -147,11 +152,21 @@ def read_truth(
     for n, row in enumerate(rows, 2):
         first = seen.setdefault(tuple(row[k] for k in TRUTH_FIELDS[:6]), n)
         if first != n: raise UserError(f"{path}, line {n}: the episode of line {first} stands here again")
+        if row["seed"] != rows[0]["seed"]: raise UserError(f"{path}, line {n}: the field 'seed' is {row['seed']}, and {rows[0]['seed']} on line 2; one seed measures a truth")
     return rows
 
-_kinds = dict(epsilon=float, replicate=int, seed=int, reward=float, success=int, turns=int)
-_allowed = dict(epsilon=("a share in [0, 1]", lambda v: 0 <= v <= 1), split=("pool or fresh", lambda v: v in ("pool", "fresh")), replicate=("at least 0", lambda v: v >= 0),
-                reward=("a finite number", math.isfinite), success=("0 or 1", lambda v: v in (0, 1)), turns=("at least 0", lambda v: v >= 0))
+def _number(kind):
+    def read(text):
+        if "_" in text: raise ValueError("Python reads 1_0 as 10")
+        return kind(text)
+    return read
+
+_whole, _real = _number(int), _number(float)
+_kinds = dict(epsilon=_real, replicate=_whole, seed=_whole, reward=_real, success=_whole, turns=_whole)
+_allowed = dict(policy=("a name that is not blank", str.strip), epsilon=("a share in [0, 1]", lambda v: 0 <= v <= 1), split=("pool or fresh", lambda v: v in ("pool", "fresh")),
+                task_id=("a name that is not blank", str.strip), replicate=("at least 0", lambda v: v >= 0), seed=("at least 0", lambda v: v >= 0),
+                reward=(f"a number of at most {LARGEST:g} in size", lambda v: abs(v) <= LARGEST), success=("0 or 1", lambda v: v in (0, 1)), turns=("at least 1", lambda v: v >= 1),
+                digest=("12 hexadecimal digits", lambda v: re.fullmatch("[0-9a-f]{12}", v)))
 
 def _truth_of_line(line, where):
     if len(line) != len(TRUTH_FIELDS): raise UserError(f"{where}: {len(line)} fields stand where {len(TRUTH_FIELDS)} must")
@@ -160,7 +175,8 @@ def _truth_of_line(line, where):
         try: row[name] = kind(row[name])
         except ValueError as err: raise UserError(f"{where}: the field '{name}' is not a number: {row[name][:40]!r}") from err
     for name, (what, holds) in _allowed.items():
-        if not holds(row[name]): raise UserError(f"{where}: the field '{name}' must be {what}, not {row[name]!r}")
+        if not holds(row[name]): raise UserError(f"{where}: the field '{name}' must be {what}, not {row[name]!r:.60}")
+    if row["success"] != succeeded(row["reward"]): raise UserError(f"{where}: the field 'success' is {row['success']}, and the reward {row['reward']:g}; success is a reward of 1")
     return row
 
 # %% ../nbs/24_collection.ipynb #b73ff80d
@@ -238,8 +254,8 @@ def read_manifest(
 ) -> dict:   # the manifest: notes, and files by name
     "A folder's manifest, its form checked; raises UserError."
     path = Path(folder) / "manifest.json"
-    try: manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as err: raise UserError(f"{path} is missing or damaged; take the folder from the repository again") from err
+    try: manifest = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err: raise UserError(f"{path} is missing or damaged ({str(err)[:120]}); take the folder from the repository again") from err
     from_dict(Manifest, manifest, str(path))
     return manifest
 
@@ -302,6 +318,8 @@ class CellSpec:
     def __post_init__(self):
         c, loggers = self.collect, (*self.collect.behaviors, ReferencePolicy.name)
         chains(list(c.recipes))
+        for s in c.slots:
+            if s.tasks > c.pool_tasks: raise UserError(f"cell {self.name}: a slot of the pool asks for {s.tasks} tasks, and collect.pool_tasks is {c.pool_tasks}")
         made, both = {r.name for r in c.recipes}, set(c.behaviors) & set(c.targets)
         if both: raise UserError(f"cell {self.name}: {', '.join(sorted(both))} cannot log the pool and be evaluated on it")
         for what, names, valid in (("a slot of the pool", [s.policy for s in c.slots], loggers), ("collect.reads", c.reads, loggers), ("collect", (*c.behaviors, *c.targets), sorted(made))):
@@ -326,13 +344,29 @@ def check_assets(
 ) -> CellSpec:            # the cell that they were made for
     "Compare what decides pool and truth with the manifest's notes; raises UserError with both values."
     path = Path(folder) / "manifest.json"
-    made = from_dict(CellSpec, read_manifest(folder)["notes"].get("cell"), f"{path}: notes.cell")
+    made = _noted(read_manifest(folder)["notes"].get("cell"), spec, f"{path}: notes.cell")
     ours, theirs = (decisive(s, spec) for s in (spec, made))
     for what, value in ours.items():
-        if value != theirs.get(what): raise UserError(f"{path} was made with {what} = {json.dumps(theirs.get(what))}, and the configuration says {json.dumps(value)}; change it back, or remake the files with -p source remake")
+        if value == theirs.get(what): continue
+        what, value, other = _difference(what, value, theirs.get(what))
+        raise UserError(f"{path} was made with {what} = {other}, and the configuration says {value}; change it back, or remake the files with -p source remake")
     strange = sorted(set(spec.collect.targets) - set(made.collect.targets))
-    if strange: raise UserError(f"{Path(folder)} holds no truth of {', '.join(strange)}; it has that of {', '.join(made.collect.targets)}")
+    if strange: raise UserError(f"{Path(folder)} holds no truth of {', '.join(strange)}; it has that of {', '.join(made.collect.targets) or 'nobody'}")
     return made
+
+def _noted(cell, spec, where):
+    "The cell of a manifest's notes. Its module is compared first, because a specification imports it."
+    module = cell.get("module") if isinstance(cell, dict) else None
+    if module is not None and module != spec.module: raise UserError(f"{where}.module is {module!r:.60}, and the configuration's is '{spec.module}'; take the folder from the repository again")
+    try: return from_dict(CellSpec, cell, where)
+    except UserError as err: raise UserError(str(err) if str(err).startswith(where) else f"{where}: {err}") from None
+
+def _difference(what, ours, theirs):
+    "The first place where two values differ, and what each says there, in a few characters."
+    if isinstance(ours, dict) and isinstance(theirs, dict): parts = [(f"{what}.{k}", ours.get(k), theirs.get(k)) for k in {**ours, **theirs}]
+    elif isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs): parts = [(f"{what}[{i}]", *both) for i, both in enumerate(zip(ours, theirs))]
+    else: return what, f"{json.dumps(ours):.120}", f"{json.dumps(theirs):.120}"
+    return next(_difference(*p) for p in parts if p[1] != p[2])
 
 def decisive(
     spec: CellSpec,

@@ -257,11 +257,10 @@ def _sums(folder):
 
 @lru_cache(maxsize=None)
 def _damaged(done):
-    "The first file of a finished stage that is not what it was, or nothing; a stage without checksums is trusted."
-    if not (done / "sums.json").is_file(): return ""
+    "The first file of a finished stage that is not what it was, or nothing."
     try: was, now = json.loads((done / "sums.json").read_text()), _sums(done)
     except (ValueError, OSError): return "sums.json"
-    if type(was) is not dict: return "sums.json"
+    if type(was) is not dict or now and not was: return "sums.json"
     return next((name for name in was if was[name] != now.get(name)), "")
 
 def _finished(done, name):

@@ -131,11 +131,16 @@ def _look_again(d, name, rule, where):
 
 def _place(where): return ", ".join(x if type(x) is str else f"turn {x}" for x in where)
 
+def _once_each(pairs):
+    "An object of JSON, refused where a key stands in it twice."
+    if len(out := dict(pairs)) < len(pairs): raise ValueError(f"the field {next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))!r:.60} stands twice in one object")
+    return out
+
 def _parse(line, where):
     "One line of JSON; half of a surrogate pair could not be written back."
     if not line.strip(): raise UserError(f"{where}: the line is empty; delete it")
     try:
-        d = json.loads(line)
+        d = json.loads(line, object_pairs_hook=_once_each)
         if re.search(r"\\u[dD]", line): json.dumps(d, ensure_ascii=False).encode()
     except UnicodeEncodeError as err:
         raise UserError(f"{where}: the text holds half of a surrogate pair, {err.object[err.start]!r}, which is no character") from err
@@ -151,6 +156,11 @@ def _check_end(d, where):
         raise UserError(f"{where}: the field 'last_obs' of a terminated episode must be {TERMINAL!r}: a real terminal page may print the score")
     if cut and d["last_obs"] == TERMINAL: raise UserError(f"{where}: the field 'last_obs' is {TERMINAL!r}, but the episode did not end there")
 
+def _check_start(d, where):
+    "An episode starts from its task: a page that methods start from and one that was logged must not differ."
+    for name in ("obs", "choices"):
+        if d["turns"][0][name] != d["task"][name]: raise UserError(f"{where}: the field '{name}' of turn 0 differs from that of the task, whose first page this is")
+
 def from_line(
     line: str,   # one line of JSON
     where: str,  # "file, line n" for the message
@@ -161,6 +171,7 @@ def from_line(
     _check(d["task"], _TASK, where, "field 'task'")
     for i, t in enumerate(d["turns"]): _check(t, _TURN, where, i)
     _check_end(d, where)
+    _check_start(d, where)
     turns = tuple(Turn(t["obs"], t["action"], float(t["reward"]), tuple(t["choices"]), t["logp"]) for t in d["turns"])
     return Episode(**d | dict(task=_task(d["task"]), epsilon=float(d["epsilon"]), turns=turns))
 
@@ -193,8 +204,9 @@ def read_episodes(
         if env is not None and e.env != env: raise UserError(f"{where}: an episode of '{e.env}', where '{env}' is needed")
         key = (e.env, e.policy, e.epsilon, e.seed, e.task.id, e.index)
         _once(seen, key, n, where, "the episode with this policy, epsilon, seed, task and index")
-        if texts.setdefault(e.task.id, e.task.text) != e.task.text:
-            raise UserError(f"{where}: the task {e.task.id!r:.60} has another text than on an earlier line; give each task its own id")
+        if (first := texts.setdefault(e.task.id, e.task)) != e.task:
+            other = next(name for name in _TASK if getattr(first, name) != getattr(e.task, name))
+            raise UserError(f"{where}: the task {e.task.id!r:.60} has another {other} than on an earlier line; give each task its own id")
         out.append(e)
     return out
 

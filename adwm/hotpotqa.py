@@ -27,7 +27,7 @@ from typing_extensions import TypedDict
 from .core import UserError, atomic_write, key_rng
 from .envs import Domain, Outcome, Reference, State, World, advance, overlap
 from .episodes import TERMINAL, Task, Turn
-from .inputs import Text, checked, read_json, world_call
+from .inputs import Text, Words, checked, read_json, world_call
 from .webshop import Search
 
 # %% ../nbs/13_hotpotqa.ipynb #aa58c079
@@ -294,8 +294,8 @@ class RawQuestion(TypedDict):
     "One question of the official file, as far as it is read."
     __pydantic_config__ = ConfigDict(strict=True)
     _id: Text
-    question: Text
-    answer: Text
+    question: Words
+    answer: Words
     type: Literal["bridge", "comparison"]
     supporting_facts: Annotated[list[Annotated[tuple[Text, NonNegativeInt | list[NonNegativeInt]], Pair]], Field(min_length=1)]
     context: list[Annotated[tuple[Text, list[str]], Pair]]

@@ -21,6 +21,7 @@ from .agents import LMAgent, Scored, load_checkpoint
 from .core import UserError, from_dict, key_int, key_rng, progress, sound_weights
 from .envs import World
 from .episodes import Episode
+from .inputs import read_json
 from .rollouts import Row, rollout
 from .training import Lesson, Recipe, batches, demonstrate, encode
 
@@ -322,15 +323,14 @@ def load_agent(
 ):                           # LMAgent or BestOfN
     "The policy that a checkpoint holds; raises UserError with one sentence."
     agent, path = LMAgent.from_pretrained(path, domain, temperature, device, name=name or None), Path(path)
-    if not (path / "prm.json").is_file(): return agent
+    about, where = path / "prm.json", path / "prm.safetensors"
+    if not about.is_file() and not where.is_file(): return agent
     from safetensors.torch import load_file
-    judge, where = Judge(agent.body, agent.width, agent.format.end), path / "prm.safetensors"
-    try:
-        samples = from_dict(JudgeFile, json.loads((path / "prm.json").read_text()), str(path / "prm.json")).samples
-        judge.load_state_dict(sound_weights(load_file(where), str(where)))
+    judge, samples = Judge(agent.body, agent.width, agent.format.end), from_dict(JudgeFile, read_json(about), str(about)).samples
+    try: judge.load_state_dict(sound_weights(load_file(where), str(where)))
     except UserError: raise
-    except Exception as err: raise UserError(f"the judge in {path} cannot be read: {str(err).strip().splitlines()[0][:150]}") from err
-    if not 1 <= samples <= 1000: raise UserError(f"{path / 'prm.json'}: samples is {samples}, and must be a number of proposals from 1 to 1000")
+    except Exception as err: raise UserError(f"{where} cannot be read as the judge of this agent: {' '.join(str(err).split())[:150]}") from err
+    if not 1 <= samples <= 1000: raise UserError(f"{about}: samples is {samples}, and must be a number of proposals from 1 to 1000")
     return BestOfN(agent, judge.requires_grad_(False).eval(), samples)
 
 # %% ../nbs/22_preference.ipynb #8d4cf120

@@ -87,6 +87,8 @@ def chains(
     "Recipes that depend on one another, in order; raises UserError for an unknown parent or a repeated name."
     names = [r.name for r in recipes]
     if len(set(names)) < len(names): raise UserError(f"recipe names must differ; {max(names, key=names.count)} stands twice")
+    orphan = next((r for r in recipes if r.kind != "demos" and not r.parent), None)
+    if orphan: raise UserError(f"recipe '{orphan.name}' is of the kind {orphan.kind}, which continues a parent, and names none; set parent, or kind to demos")
     out = {}
     for r in recipes:
         root = r

@@ -83,7 +83,7 @@ def rollout(
     "Roll all rows in chunks of fixed membership; with a path, finished chunks are kept and an interrupted call resumes."
     if not rows: raise UserError("there is nothing to roll out: the list of rows is empty")
     if chunk < 1: raise UserError(f"chunk must be at least 1 row, not {chunk}")
-    done = _finished(path, rows, chunk, policy, seed) if path is not None else []
+    done = _finished(path, rows, chunk, policy, seed, env) if path is not None else []
     starts = range(len(done), len(rows), chunk)
     for start in progress(starts, f"{policy.name}"):
         part = roll_chunk(simulator, policy, rows[start:start + chunk], seed, horizon, env, info)
@@ -96,7 +96,7 @@ def _give_back():
     "Return freed memory to the system where the C library can (glibc): a chunk's many small blocks would otherwise stay with the process."
     getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)(0)
 
-def _finished(path, rows, chunk, policy, seed):
+def _finished(path, rows, chunk, policy, seed, env):
     path = Path(path)
     if not path.exists() or path.stat().st_size == 0: return []
     raw = path.read_bytes()
@@ -107,6 +107,6 @@ def _finished(path, rows, chunk, policy, seed):
     tmp.write_bytes(b"".join(lines[:whole])); os.replace(tmp, path)
     done = read_episodes(path) if whole else []
     for e, r in zip(done, rows):
-        if (e.policy, e.task.id, e.epsilon, e.index, e.seed) != (policy.name, r.task.id, r.epsilon, r.replicate, seed):
+        if (e.env, e.policy, e.task, e.epsilon, e.index, e.seed) != (env, policy.name, r.task, r.epsilon, r.replicate, seed):
             raise UserError(f"{path} holds other episodes than the ones asked for (found {e.policy} on {e.task.id}); choose another file or delete it")
     return done

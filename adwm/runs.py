@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['ENVIRONMENTS', 'Seeds', 'Mixes', 'Environment', 'environment', 'fields_of', 'FitPart', 'EstimatorPart', 'ImaginePart',
            'ClassicalPart', 'AimsPart', 'PaperPart', 'below', 'RunConfig', 'overlay', 'strict_loader', 'read_cell',
-           'parse_seeds', 'spec_of', 'check_config', 'check_estimator', 'check_seeds', 'check_epsilons', 'load_config',
-           'profiles_of', 'checked', 'check_parameters', 'schema', 'write_schema', 'run_jobs']
+           'parse_seeds', 'spec_of', 'check_config', 'check_estimator', 'check_soft', 'check_sizes', 'check_seeds',
+           'check_epsilons', 'load_config', 'profiles_of', 'checked', 'check_parameters', 'schema', 'write_schema',
+           'run_jobs']
 
 # %% ../nbs/51_runs.ipynb #016c7953
-import dataclasses, functools, importlib, inspect, json, sys, time
+import dataclasses, functools, importlib, inspect, json, re, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
-from .collection import CellSpec, Collect, Names
+from .collection import CellSpec, Collect, Names, pool_plan
 from .core import Check, Count, Fraction, Name, OptionalName, Positive, Rate, Said, Share, UserError, adapter, atomic_write, configuration, distinct, from_dict, near, plain_name, root, worker_pool
+from .policies import ReferencePolicy
 
 # %% ../nbs/51_runs.ipynb #9827f8fa
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def environment(
     name: str,
 ) -> Environment:
     "Look an environment up; an unknown name is one sentence with the valid ones."
-    if name not in ENVIRONMENTS: raise UserError(f"there is no environment '{name}'; the valid ones are {', '.join(ENVIRONMENTS)}")
+    if not isinstance(name, str) or name not in ENVIRONMENTS: raise UserError(f"there is no environment '{name}'; the valid ones are {', '.join(ENVIRONMENTS)}")
     return ENVIRONMENTS[name]
 
 # %% ../nbs/51_runs.ipynb #e47708ff
@@ -140,8 +142,8 @@ class PaperPart:
     pool: Positive               # trajectories
     length: Rate               # turns, mean
     success: Share             # share
-    mix: tuple[Said, ...]       # who logged them
-    table: str = "Table 3"     # where the numbers stand
+    mix: Annotated[tuple[Said, ...], Check(distinct)]   # who logged them
+    table: Said = "Table 3"    # where the numbers stand
 
 # %% ../nbs/51_runs.ipynb #c0fc1a9b
 def below(text: str) -> str:
@@ -223,13 +225,17 @@ def read_cell(
     if not isinstance(values, dict): raise UserError(f"params/{path.name} must hold a mapping of parameters")
     return values
 
+def _written_as_a_number(text):
+    if not re.fullmatch("-?[0-9]+", text): raise ValueError("Python reads 1_0 as 10")
+    return True
+
 def parse_seeds(
     seeds: str | list | tuple,   # "0,1,2", [0, 1, 2], or "" for those of the cell
 ) -> tuple[int, ...]:
     "Seeds as given on a command line."
     if isinstance(seeds, int) and not isinstance(seeds, bool): seeds = (seeds,)
     parts = seeds.replace(" ", "").split(",") if isinstance(seeds, str) else seeds
-    try: return tuple(int(str(s)) for s in parts if str(s) != "")
+    try: return tuple(int(str(s)) for s in parts if str(s) != "" and _written_as_a_number(str(s)))
     except (TypeError, ValueError): raise UserError(f"seeds must be whole numbers such as 0,1,2, not {seeds!r}") from None
 
 # %% ../nbs/51_runs.ipynb #7ed6731d
@@ -240,6 +246,8 @@ def spec_of(config: RunConfig) -> CellSpec:
 def check_config(config: RunConfig) -> RunConfig:
     "Refuse combinations that cannot run."
     spec_of(config)
+    for name, fit in config.fits.items():
+        if "n_actions" in fit.model: raise UserError(f"fits.{name}.model.n_actions follows from the logs; leave it out")
     for e in config.estimators: check_estimator(config, e)
     names = [(e.setting, e.name) for e in config.estimators]
     twice = [n for n in names if names.count(n) > 1]
@@ -248,6 +256,7 @@ def check_config(config: RunConfig) -> RunConfig:
     if not config.imagine.seeds: raise UserError("imagine.seeds is empty: name at least one seed")
     check_seeds(config)
     check_epsilons(config)
+    check_sizes(config)
     return config
 
 def check_estimator(config: RunConfig, e: EstimatorPart) -> None:
@@ -262,8 +271,30 @@ def check_estimator(config: RunConfig, e: EstimatorPart) -> None:
     for name in ("domain", "structured") if e.kind == "adwm" else ("fit", "adapter"):
         if getattr(e, name) != getattr(plain, name): raise UserError(f"{who} is of the kind {e.kind}, for which {name} means nothing; leave it out")
     if e.readout == "head" and e.kind == "neighbour": raise UserError(f"{who}: a look-up has no head; readout must be text or logged")
+    if e.readout == "logged" and e.kind == "adwm": raise UserError(f"{who} is of the kind adwm, which reads no logged reward; readout must be text or head")
+    if e.reading != plain.reading and e.readout != "head": raise UserError(f"{who}: reading says how the head is read, and readout is '{e.readout}'; leave it out")
+    if e.kind == "adwm": check_soft(config, e, who)
     there = config.collect.pool_tasks if e.split == "pool" else config.collect.fresh_tasks
     if e.tasks > there: raise UserError(f"{who} asks for {e.tasks} tasks, and the split '{e.split}' has {there}")
+
+def check_soft(config: RunConfig, e: EstimatorPart, who: str) -> None:
+    "Soft tokens and continuation need an adapter, and an adapter needs one of them."
+    from adwm.imagination import Imagine
+    base = Imagine.paper() if config.fits[e.fit].setting == "paper" else Imagine()
+    asked = [n for n in ("soft", "gamma") if e.imagine.get(n)]
+    if asked and not e.adapter: raise UserError(f"{who}: imagine.{asked[0]} needs an adapter, and the estimator names none; name one of {', '.join(config.adapters) or 'adapters, which is empty'}, or leave imagine.{asked[0]} out")
+    if e.adapter and not (e.imagine.get("soft", base.soft) or e.imagine.get("gamma", base.gamma)):
+        raise UserError(f"{who} names the adapter '{e.adapter}', which nothing reads through; set imagine.soft or imagine.gamma, or leave it out")
+
+def check_sizes(config: RunConfig) -> None:
+    "No more may be asked for than was logged."
+    c, logged = config.collect, config.collect.reads or (*config.collect.behaviors, ReferencePolicy.name)
+    there = sum(k.policy in logged for _, k, _ in pool_plan(list(c.behaviors), c.pool_tasks, c.slots))
+    parts = [*((f"fits.{n}", f) for n, f in config.fits.items()), *((f"estimator '{e.name}'", e) for e in config.estimators), *([("classical", config.classical)] if config.classical else [])]
+    for where, part in parts:
+        if part.pool > there: raise UserError(f"{where}: pool is {part.pool}, and {there} trajectories were logged; 0 is all")
+    for where, folds in (("folds", config.folds), ("classical.folds", config.classical.folds if config.classical else 0)):
+        if folds > c.pool_tasks: raise UserError(f"{where} is {folds}, and the pool has {c.pool_tasks} tasks")
 
 def check_seeds(config: RunConfig) -> None:
     "A seed that measured the truth or logged the pool imagines nothing: estimates would share their luck with what they are compared with or learned from."
@@ -277,6 +308,8 @@ def check_seeds(config: RunConfig) -> None:
 def check_epsilons(config: RunConfig) -> None:
     "An estimate needs a truth at the same epsilon."
     c = config.collect
+    for x in config.aims.epsilons:
+        if x not in c.epsilons: raise UserError(f"aims.epsilons: the truth was not measured at {x:g}; it was at {', '.join(f'{m:g}' for m in c.epsilons)}")
     for e in config.estimators:
         epsilons, measured = e.epsilons or config.imagine.epsilons, c.epsilons if e.split == "pool" else c.fresh_epsilons
         for x in epsilons:
@@ -295,7 +328,7 @@ def load_config(
     name = cell or environment(env or "webshop").cell
     values = read_cell(name, folder or root() / "params")
     profiles = profiles_of(values, file := f"params/{name}.yaml")
-    if profile not in profiles: raise UserError(f"the cell {name} has no profile '{profile}'{near(profile, profiles)}; the valid ones are {', '.join(profiles)}")
+    if not isinstance(profile, str) or profile not in profiles: raise UserError(f"the cell {name} has no profile '{profile}'{near(profile, profiles)}; the valid ones are {', '.join(profiles)}")
     all_of_them = {p: checked(overlay(overlay(values, v), {"profile": p}), file if p == "default" else f"{file} (profile {p})") for p, v in profiles.items()}
     config, given = all_of_them[profile], parse_seeds(seeds)
     if environment(env or config.env) != environment(config.env): raise UserError(f"the cell {name} is of the environment '{config.env}', not '{env}'")
@@ -309,6 +342,7 @@ def profiles_of(
 ) -> dict:          # name -> what is laid over the file
     "The profiles of a file; the default one changes nothing."
     profiles = values.pop("profiles", {})
+    if "profile" in values: raise UserError(f"{where}: profile is chosen where the cell is run, with -p profile; delete it here")
     if not isinstance(profiles, dict) or not all(v is None or isinstance(v, dict) for v in profiles.values()):
         raise UserError(f"{where}: profiles must be a mapping of names to mappings of parameters, not {str(profiles)[:40]}")
     return {"default": {}} | {p: v or {} for p, v in profiles.items()}

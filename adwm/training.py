@@ -68,6 +68,10 @@ class Recipe:
     beta: Rate = 0.1                           # inverse temperature of the preference loss
     sft: Amount = 0.0                          # weight of cross-entropy on the better episode beside it
 
+    def __post_init__(self):
+        if self.width % self.heads: raise ValueError(f"has a width of {self.width} and {self.heads} heads, and width must be a multiple of heads")
+        if self.heads % self.kv_heads: raise ValueError(f"has {self.heads} heads and {self.kv_heads} kv_heads, and heads must be a multiple of kv_heads")
+
 # %% ../nbs/21_training.ipynb #431c7e42
 def build_model(
     recipe: Recipe,

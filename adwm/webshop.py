@@ -59,6 +59,7 @@ def _prices(
 ) -> tuple[tuple[float, ...], str]:     # dollars, tag on the page
     "Read a price tag; a missing one is 100 dollars, as in the original. ValueError for tags without a price."
     if not pricing: return (100.,), "$100.0"
+    if "$-" in pricing: raise ValueError("a price must not be negative")
     prices = [float(re.sub(r"[^\d.]", "", p)) for p in pricing.split("$")[1:]]
     if not prices or not np.isfinite(prices).all(): raise ValueError("there is no price in dollars in it")
     if len(prices) == 1: return (prices[0],), f"${prices[0]}"

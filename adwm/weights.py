@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['ESTIMATED', 'UNRELIABLE', 'IMPOSSIBLE', 'FORMS', 'BEHAVIORS', 'Estimate', 'impossible', 'Probe', 'mix_probes',
-           'spread_draws', 'reference_probe', 'thin', 'write_probe', 'read_probe', 'action_span', 'agent_probe',
-           'probe_from_agent', 'exact_probe', 'Logs', 'spread_rows', 'alive_turns', 'held_sum', 'pad', 'turn_counts',
-           'flat_behavior', 'stack', 'discounts', 'scaled', 'add_terms', 'is_terms', 'pdis_terms', 'normalised',
-           'ratio_terms', 'wis_terms', 'stepwis_terms', 'kish_ess', 'largest_share', 'hill', 'action_coverage',
-           'resolved', 'weight_notes', 'WeightRule', 't_quantile', 'conclude', 'check_behavior', 'behavior_of',
-           'unweighable', 'Weighted', 'action_features', 'conditional_logit', 'fit_behavior', 'mixture_behavior',
-           'logger_log_probs']
+           'spread_draws', 'reference_probe', 'thin', 'write_probe', 'RawProbe', 'read_probe', 'action_span',
+           'agent_probe', 'probe_from_agent', 'exact_probe', 'Logs', 'spread_rows', 'alive_turns', 'held_sum', 'pad',
+           'turn_counts', 'flat_behavior', 'stack', 'discounts', 'scaled', 'add_terms', 'is_terms', 'pdis_terms',
+           'normalised', 'ratio_terms', 'wis_terms', 'stepwis_terms', 'kish_ess', 'largest_share', 'hill',
+           'action_coverage', 'resolved', 'weight_notes', 'WeightRule', 't_quantile', 'conclude', 'check_behavior',
+           'behavior_of', 'unweighable', 'Weighted', 'action_features', 'conditional_logit', 'fit_behavior',
+           'mixture_behavior', 'logger_log_probs']
 
 # %% ../nbs/40_weights.ipynb #b29c9bfa
-import gzip, json, math
+import gzip, json, math, zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
+from pydantic import ConfigDict
 from scipy.special import stdtrit
+from typing_extensions import TypedDict
 
 from .core import UserError, atomic_write, key_rng
 from .envs import Domain, State, words
 from .episodes import Episode
+from .inputs import checked, parse_json
 from .metrics import mean_se
 from .policies import ReferencePolicy, mixture_log_prob
 from .tabular import Process, locate
@@ -139,10 +142,19 @@ def write_probe(path: str | Path, probe: Probe) -> Path:
     said = dict(policy=probe.policy, epsilon=probe.epsilon, logp=logp, actions=probe.actions, weights=[[list(map(float, w)) for w in r] for r in probe.weights])
     return atomic_write(path, gzip.compress(json.dumps(said).encode(), mtime=0))
 
+class RawProbe(TypedDict):
+    "What `write_probe` writes."
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+    policy: str
+    epsilon: float
+    logp: list[list[float | None]] | None
+    actions: list[list[list[str]]]
+    weights: list[list[list[float]]]
+
 def read_probe(path: str | Path) -> Probe:
     "The probe that `write_probe` kept; raises UserError for anything else."
-    try: said = json.loads(gzip.decompress(Path(path).read_bytes()))
-    except (OSError, ValueError) as err: raise UserError(f"{path} is not a probe ({err}): delete it, and it is made again") from err
+    try: said = checked(RawProbe, parse_json(gzip.decompress(Path(path).read_bytes()).decode()), "it")
+    except (OSError, EOFError, ValueError, zlib.error, UserError) as err: raise UserError(f"{path} is not a probe ({err}): delete it, and it is made again") from err
     logp = None if said["logp"] is None else tuple(np.array([-np.inf if x is None else x for x in r], float) for r in said["logp"])
     return Probe(said["policy"], said["epsilon"], logp, tuple(tuple(map(tuple, r)) for r in said["actions"]), tuple(tuple(np.array(w, float) for w in r) for r in said["weights"]))
 

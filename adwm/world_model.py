@@ -12,14 +12,15 @@ import json, math, re, zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Count, Positive, UserError, atomic_write, configuration, from_dict, key_int, sound_weights
+from .core import Check, Count, Positive, UserError, atomic_write, configuration, distinct, from_dict, key_int, sound_weights
+from .inputs import parse_json
 from .schedule import PREDICTIONS, Schedule, cosine_schedule, eps_to_z0, noise_model
 
 # %% ../nbs/32_world_model.ipynb #204172cc
@@ -43,10 +44,10 @@ class Acts(NamedTuple):
 @dataclass(frozen=True)
 class ActionSpace:
     "What the model knows about actions: the strings of a vocabulary or the templates of a domain."
-    kind: str                # "vocab" or "structured"
-    names: tuple[str, ...]   # strings or templates; the unknown index comes after them, the null index after that
-    arg_words: int = 16      # words kept of an argument
-    buckets: int = 32768     # hash buckets of the words
+    kind: Literal["vocab", "structured"]
+    names: Annotated[tuple[str, ...], Check(distinct)]   # strings or templates; the unknown index comes after them, the null index after that
+    arg_words: Count = 16    # words kept of an argument
+    buckets: Positive = 32768  # hash buckets of the words
 
     @property
     def size(self) -> int:
@@ -108,6 +109,11 @@ class ModelConfig:
     K: Positive = 50                           # diffusion steps
     relations: Count = 0                       # classes of the relation head, 0 for none
     text_buckets: Count = 0                    # buckets of the bag-of-words decoder, 0 for none
+
+    def __post_init__(self):
+        for name in ("width", "context"):
+            if getattr(self, name) % self.heads: raise ValueError(f"has heads = {self.heads} and {name} = {getattr(self, name)}, which must be a multiple of heads")
+        if self.time % 2: raise ValueError(f"has time = {self.time}, which must be even: half are sines, half cosines")
 
     @staticmethod
     def paper(n_actions: int = 213) -> "ModelConfig":
@@ -326,9 +332,11 @@ def load_model(
     "Read a saved model; a missing, damaged or different one raises UserError."
     from safetensors.torch import load
     try:
-        record, data = json.loads((Path(folder) / "model.json").read_text()), (Path(folder) / "model.safetensors").read_bytes()
-        cfg, space, notes = from_dict(ModelConfig, record["config"]), from_dict(ActionSpace, record["actions"]), record["notes"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err: raise UserError(f"no world model can be read from {folder}: {err}") from err
+        where, data = Path(folder) / "model.json", (Path(folder) / "model.safetensors").read_bytes()
+        record = parse_json(where.read_text())
+        cfg, space, notes = from_dict(ModelConfig, record["config"], f"{where}: config"), from_dict(ActionSpace, record["actions"], f"{where}: actions"), record["notes"]
+    except (OSError, ValueError, KeyError, TypeError) as err: raise UserError(f"no world model can be read from {folder}: {err}") from err
+    if cfg.n_actions != space.size: raise UserError(f"{where}: the model was built for {cfg.n_actions} actions, and the file lists {space.size}, the unknown one among them")
     other = [f"{k} is {v}, not {getattr(expect, k)}" for k, v in asdict(cfg).items() if expect and v != getattr(expect, k)]
     if other: raise UserError(f"the world model in {folder} was built with another configuration: {'; '.join(other)}; train it again or change the configuration")
     model = new_model(cfg, 0)

@@ -309,6 +309,7 @@ def pickled(path):
     (first(float("nan")), "not all finite"), (first(float("inf")), "not all finite"),
     (weights(lambda t: t.update({k: x.to(torch.int8) for k, x in t.items()})), "stored as I8"),
     (config(num_hidden_layers=3), "do not fit"), (config(num_hidden_layers=1), "do not fit"), (config(num_hidden_layers=-1), "cannot be loaded|do not fit"),
+    (config(rms_norm_eps=float("nan")), "config.json: rms_norm_eps must be a finite number"),
     (config(hidden_size=64), "cannot be loaded|do not fit"), (config(vocab_size=10), "cannot be loaded|do not fit|different checkpoints"),
     (config(model_type="unheard-of"), "cannot be loaded"), (swap, "not in the order")])
 def test_a_bad_checkpoint_is_one_sentence(rooms, saved, spoil, message):

@@ -111,7 +111,7 @@ def test_no_games_are_one_sentence(tmp_path, monkeypatch):
     ('{"id": "a", "id": "b"}', "'id' stands twice"), ("[" * 100_000, "nested too deeply"), (row("task", float("nan")), "NaN is not a number"),
     *((row(f, ...), f"line 2, lacks the field '{f}'") for f in ROW), *((row(f, v), f"line 2, .* as '{f}") for f in ROW for v in (None, 3, [], "")),
     *((row("pddl_params", f, ...), f"line 2, lacks the field 'pddl_params.{f}'") for f in ROW["pddl_params"]), *((row("pddl_params", f, 3), f"has 3 as 'pddl_params.{f}'") for f in ROW["pddl_params"]),
-    (row("task_type", "cook"), "of the type 'cook'"), (row("pddl_problem", "x"), "no PDDL problem"), (row("pddl_problem", ROW["pddl_problem"][:-1]), "brackets that do not match")])
+    (row("task_type", "cook"), "line 2, holds a game that cannot be played: .*of the type 'cook'"), (row("task", " "), "must not be blank"), (row("pddl_problem", "x"), "line 2, .*no PDDL problem"), (row("pddl_problem", ROW["pddl_problem"][:-1]), "brackets that do not match")])
 def test_bad_files(tmp_path, text, says):
     for name, data in (("x.jsonl", text.encode()), ("x.jsonl.gz", gzip.compress(text.encode()))):
         (tmp_path / name).write_bytes(data)

@@ -1,6 +1,6 @@
 """Pools and truth: exact log-probabilities, resume, replay, re-roll, manifest; the committed assets."""
 import gzip, importlib, json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -102,7 +102,7 @@ def test_a_manifest_notices_a_changed_file(tmp_path):
 
 def test_targets_never_log():
     with pytest.raises(UserError, match="cannot log the pool"): CellSpec("x", "webshop", "adwm.webshop", 12, Collect((Recipe("a"),), ("a",), ("a",)))
-    with pytest.raises(UserError, match="no recipe"): CellSpec("x", "webshop", "adwm.webshop", 12, Collect((Recipe("a"),), ("a",), ("b",)))
+    with pytest.raises(UserError, match="collect names .b.; the valid ones are a"): CellSpec("x", "webshop", "adwm.webshop", 12, Collect((Recipe("a"),), ("a",), ("b",)))
 
 
 def test_training_products_appear_nowhere_else():
@@ -159,7 +159,7 @@ def with_collect(spec, **changes): return replace(spec, collect=replace(spec.col
 
 @needs_assets
 @pytest.mark.parametrize("change, says", [
-    (lambda s: with_collect(s, world_seed=3), "collect.world_seed = 0, and the configuration says 3"), (lambda s: with_collect(s, world={**s.collect.world, "slip": 0.1}), "collect.world = .*slip"),
+    (lambda s: with_collect(s, world_seed=3), "collect.world_seed = 0, and the configuration says 3"), (lambda s: with_collect(s, world={**s.collect.world, "slip": 0.1}), "collect.world.slip = null, and the configuration says 0.1"),
     (lambda s: replace(s, horizon=11), "horizon = 12, and the configuration says 11"), (lambda s: with_collect(s, temperature=0.5), "temperature = 1.0, .* 0.5"), (lambda s: with_collect(s, truth_seed=5), "truth_seed = 42"),
     (lambda s: with_collect(s, pool_seed=5), "pool_seed = 7"), (lambda s: with_collect(s, epsilons=(0.0, 1.0)), "epsilons"), (lambda s: with_collect(s, pool_tasks=10), "pool_tasks = 150"),
     (lambda s: with_collect(s, recipes=(replace(s.collect.recipes[0], seed=99), *s.collect.recipes[1:])), "recipe a-weak.seed = 10, .* 99"), (lambda s: with_collect(s, targets=("a-new",), recipes=(*s.collect.recipes, Recipe("a-new"))), "recipe a-new.name = null"),
@@ -171,6 +171,17 @@ def test_assets_of_another_cell_are_refused_with_both_values(change, says):
     assert "\n" not in str(err.value)
 
 
+@needs_assets
+@pytest.mark.parametrize("change, says", [(dict(module="os"), "notes.cell.module is 'os'"), (dict(horizon="x"), "notes.cell: horizon must be a whole number"), (None, "notes.cell")])
+def test_a_manifest_of_another_form_is_one_sentence_and_imports_nothing(tmp_path, change, says):
+    spec = cell_of(root() / "assets" / "webshop-iter1" / "manifest.json")
+    write_manifest(tmp_path, "x", dict(cell=change and json.loads(json.dumps(asdict(spec))) | change))
+    with pytest.raises(UserError, match=f"{tmp_path}/manifest.json: {says}"): check_assets(tmp_path, spec)
+    text = (tmp_path / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text.replace('"files": {', '"files": {}, "files": {'))
+    with pytest.raises(UserError, match="manifest.json is missing or damaged .*'files' stands twice"): check_manifest(tmp_path)
+
+
 def test_a_renamed_or_shortened_pool_is_noticed(pool):
     spec = CellSpec("x", "webshop", "adwm.webshop", 12, Collect((Recipe("weak"), Recipe("strong"), Recipe("new")), ("weak", "strong"), ("new",), pool_tasks=len({e.task.id for e in pool})))
     check_logged(pool, spec)
@@ -178,7 +189,7 @@ def test_a_renamed_or_shortened_pool_is_noticed(pool):
     with pytest.raises(UserError, match="and its plan has"): check_logged(pool[:-1], spec)
 
 
-GOOD = "policy,epsilon,split,task_id,replicate,seed,reward,success,turns,digest\na,0.0,pool,t,0,42,0.5,0,3,x\n"
+GOOD = "policy,epsilon,split,task_id,replicate,seed,reward,success,turns,digest\na,0.0,pool,t,0,42,0.5,0,3,0123456789ab\n"
 
 
 def truth_file(tmp_path, text):
@@ -186,11 +197,13 @@ def truth_file(tmp_path, text):
 
 
 @pytest.mark.parametrize("edit, says", [
-    (lambda t: t.replace("0.5", "nan"), "line 2: the field 'reward' must be a finite"), (lambda t: t.replace("0.5", "inf"), "line 2: the field 'reward'"), (lambda t: t.replace("0.5", "abc"), "line 2: the field 'reward' is not a number"),
+    (lambda t: t.replace("0.5", "nan"), "line 2: the field 'reward' must be a number of at most 1e\\+09"), (lambda t: t.replace("0.5", "inf"), "line 2: the field 'reward'"), (lambda t: t.replace("0.5", "abc"), "line 2: the field 'reward' is not a number"),
     (lambda t: t.replace("0.0", "7"), "line 2: the field 'epsilon' must be a share"), (lambda t: t.replace("0.0", "nan"), "line 2: the field 'epsilon'"), (lambda t: t.replace("pool", "poool"), "line 2: the field 'split' must be pool or fresh"),
     (lambda t: t + t.splitlines()[1] + "\n", "line 3: the episode of line 2 stands here again"), (lambda t: "", "line 1: the columns must be"), (lambda t: t.splitlines()[0] + "\n", "holds no rows"),
-    (lambda t: t.replace("reward", "rewad"), "line 1: the columns must be"), (lambda t: t.replace(",x", ",x,y"), "line 2: 11 fields stand where 10"), (lambda t: t.replace(",3,x", ""), "line 2: 8 fields"),
-    (lambda t: t.replace("0,42", "0,4.2"), "line 2: the field 'seed' is not a number"), (lambda t: t.replace(",0,3,", ",2,3,"), "'success' must be 0 or 1"), (lambda t: b"\xff\xfe", "cannot be read"), (lambda t: t.replace("t,0", '"t,0'), "cannot be read")])
+    (lambda t: t.replace("reward", "rewad"), "line 1: the columns must be"), (lambda t: t.replace(",3,", ",y,3,"), "line 2: 11 fields stand where 10"), (lambda t: t.replace(",3,0123456789ab", ""), "line 2: 8 fields"),
+    (lambda t: t.replace("0,42", "0,4.2"), "line 2: the field 'seed' is not a number"), (lambda t: t.replace(",0,3,", ",2,3,"), "'success' must be 0 or 1"), (lambda t: t.replace(",0,3,", ",1,3,"), "line 2: the field 'success' is 1, and the reward 0.5"), (lambda t: t.replace("t,0", "t,1_0"), "line 2: the field 'replicate' is not a number"), (lambda t: t.replace("a,0.0", " ,0.0"), "'policy' must be a name"),
+    (lambda t: t.replace(",3,", ",0,"), "'turns' must be at least 1"), (lambda t: t.replace("89ab", "89"), "'digest' must be 12"), (lambda t: t + t.splitlines()[1].replace("t,0,42", "t,1,43") + "\n", "line 3: the field 'seed' is 43, and 42 on line 2"),
+    (lambda t: b"\xff\xfe", "cannot be read"), (lambda t: t.replace("t,0", '"t,0'), "cannot be read")])
 def test_bad_truth_is_one_sentence_with_its_line(tmp_path, edit, says):
     assert len(read_truth(truth_file(tmp_path, GOOD))) == 1
     with pytest.raises(UserError, match=says) as err: read_truth(truth_file(tmp_path, edit(GOOD)))

@@ -220,7 +220,7 @@ def field(name, value):
     ("[", "not readable"), ("{}", "must be a list of questions"), ("[]", "no questions"), ("[1]", "question 0 of .* has 1"), ('[{"_id": "1"}]', "lacks the field 'question'"),
     *((field(f, ...), f"question 1 of .* lacks the field '{f}'") for f in rows_of()[0]),
     *((field(f, v), f"question 1 of .* as '{f}") for f in rows_of()[0] for v in (None, 3, {}, "")),
-    (field("_id", "q0"), "questions 0 and 1 of .* have one id, 'q0'"), (field("type", "polar"), "'polar' as 'type'"), (field("answer", ["Sel"]), "as 'answer'"), (field("answer", math.nan), "NaN is not a number"),
+    *((field(f, " "), "must not be blank") for f in ("question", "answer")), (field("_id", "q0"), "questions 0 and 1 of .* have one id, 'q0'"), (field("type", "polar"), "'polar' as 'type'"), (field("answer", ["Sel"]), "as 'answer'"), (field("answer", math.nan), "NaN is not a number"),
     *((field("supporting_facts", v), "'supporting_facts") for v in ([], [3], [["Sel"]], [["Sel", "0"]], [["Sel", -1]], [["Sel", 0.5]], [["Sel", True]], [[3, 0]], [["Sel", 0, 1]])),
     *((field("context", v), "'context") for v in ([3], [["Sel"]], [["Sel", "Sel was a poet."]], [["Sel", [3]]], [[None, ["x"]]], [["", ["x"]]])),
     (json.dumps([{**r, "supporting_facts": [["Nowhere", 0]]} for r in rows_of()]), "no question of .* has its supporting pages")])

@@ -169,6 +169,9 @@ def test_best_of_n_on_disk(world, tokenizer, trained, tmp_path):
     assert isinstance(a, BestOfN) and a.samples == 3 and a.name == "x"
     acts = lambda p: [e.turns for e in rollout(world.simulator, p, make_rows(world.tasks[:10]), 1, 5)]
     assert acts(a) == acts(b)
+    for text, says in (("", "prm.json is not readable as JSON"), ('{"samples": 3, "samples": 9}', "prm.json .*stands twice"), (None, "prm.json is not readable")):
+        (tmp_path / "prm" / "prm.json").unlink() if text is None else (tmp_path / "prm" / "prm.json").write_text(text)
+        with pytest.raises(UserError, match=says): load_agent(tmp_path / "prm", agent.domain)
     (tmp_path / "prm" / "prm.json").write_text('{"samples": 3, "more": 1}')
     with pytest.raises(UserError, match="more"): load_agent(tmp_path / "prm", agent.domain)
     (tmp_path / "prm" / "prm.json").write_text('{"samples": 3}')
@@ -182,7 +185,7 @@ def test_best_of_n_on_disk(world, tokenizer, trained, tmp_path):
         (tmp_path / "prm" / "prm.safetensors").write_bytes(save(spoiled))
         with pytest.raises(UserError, match=says): load_agent(tmp_path / "prm", agent.domain)
     (tmp_path / "prm" / "prm.safetensors").write_bytes(b"broken")
-    with pytest.raises(UserError, match="judge"): load_agent(tmp_path / "prm", agent.domain)
+    with pytest.raises(UserError, match="prm.safetensors cannot be read as the judge"): load_agent(tmp_path / "prm", agent.domain)
 
 
 @pytest.mark.parametrize("kind", ["dpo", "eto"])

@@ -59,6 +59,7 @@ def test_file_of_another_run_is_refused(tmp_path):
     world = Corridor(); tasks = [world.task(i) for i in range(4)]
     rollout(world, EAST, make_rows(tasks), 0, 5, path=tmp_path / "a.jsonl")
     with pytest.raises(UserError, match="other episodes"): rollout(world, EAST, make_rows(tasks), 1, 5, path=tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match="other episodes"): rollout(world, EAST, make_rows(tasks), 0, 5, path=tmp_path / "a.jsonl", env="another")
     with pytest.raises(UserError, match="did two runs write"): rollout(world, EAST, make_rows(tasks[:2]), 0, 5, path=tmp_path / "a.jsonl")
     with pytest.raises(UserError, match="nothing to roll out"): rollout(world, EAST, [], 0, 5)
 

@@ -29,7 +29,8 @@ def test_every_cell_and_profile_loads(cell):
     (dict(profile="huge"), "valid ones are default.*smoke.*"), (dict(seeds="0,one"), "whole numbers"),
     (dict(source="download"), "valid ones are repository, remake"),
     (dict(seeds="42"), "measured the truth"), (dict(seeds="0,7"), "logged the pool"), (dict(seeds="1,1"), "stands twice"), (dict(seeds=[1.5]), "whole numbers"), (dict(seeds="-1"), "at least 0"),
-    (dict(cell="/tmp/other"), "plain name"), (dict(cell="../webshop"), "plain name"), (dict(cell=5), "no cell '5'"), (dict(profile=3), "no profile '3'")])
+    (dict(cell="/tmp/other"), "plain name"), (dict(cell="../webshop"), "plain name"), (dict(cell=5), "no cell '5'"), (dict(profile=3), "no profile '3'"),
+    (dict(profile=["smoke"]), "no profile"), (dict(env=["webshop"]), "no environment"), (dict(seeds="1_0"), "whole numbers")])
 def test_unknown_names_are_one_sentence(wrong, says):
     with pytest.raises(UserError, match=says) as err: load_config(**wrong)
     assert "\n" not in str(err.value)
@@ -72,7 +73,11 @@ NONSENSE = [   # place, value, what the refusal says beside the place
     ("adapters.contrastive.updats", 1, "did you mean 'updates'"), ("classical.net.epoch", 1, "did you mean 'epochs'"), ("collect.recipes.0.widht", 1, "did you mean 'width'"),
     ("collect.slots", [{"polcy": "a-weak"}], "did you mean 'policy'"), ("estimators.0.imagine.draw", 2, "no parameter 'draw'"), ("estimators.3.imagine", {"beta": 1.0}, "no parameter 'beta'"),
     ("imagine.folds", 2, "no parameter 'folds'"), ("aims.eror", 0.1, "did you mean 'error'"), ("paper.size", 3, "no parameter 'size'"), ("collect.world.slipp", 0.2, "did you mean 'slip'"),
-    ("collect.world.data", "shop", "no parameter 'data'"), ("collect.world.shops", -1, "at least 0"), ("collect.world.slip", "often", "must be a number"), ("estimators.0.kind", "oracle", "adwm, neighbour"),
+    ("collect.world.data", "shop", "no parameter 'data'"), ("collect.world.shops", -1, "above 0"), ("collect.world.slip", "often", "must be a number"), ("estimators.0.kind", "oracle", "adwm, neighbour"),
+    ("estimators.0.imagine", {"gamma": 1.0}, "imagine.gamma needs an adapter"), ("estimators.0.imagine", {"soft": True}, "imagine.soft needs an adapter"), ("estimators.0.reading", "sum", "readout is 'text'"),
+    ("estimators.0.readout", "logged", "reads no logged reward"), ("estimators.3.pool", 751, "751, and 750 trajectories were logged"), ("classical.pool", 751, "classical: pool"), ("folds", 151, "has 150 tasks"), ("classical.folds", 151, "has 150 tasks"),
+    ("collect.slots", [{"policy": "a-weak", "tasks": 151}], "slot of the pool asks for 151"), ("aims.epsilons", [0.7], "aims.epsilons"), ("fits.ours.model", {"heads": 3}, "multiple of heads"), ("fits.ours.model", {"n_actions": 5}, "leave it out"),
+    ("collect.recipes.0.width", 97, "width must be a multiple of heads"), ("collect.recipes.2.parent", "", "continues a parent, and names none"), ("paper.table", "", "must not be empty"),
     ("estimators.0.fit", "none", "needs the fit 'none'"), ("estimators.0.adapter", "none", "needs the adapter 'none'"), ("estimators.0.split", "tomorrow", "valid ones are pool, fresh"),
     ("estimators.0.agents", ["a-iter9"], "did you mean 'a-iter"), ("estimators.0.structured", False, "means nothing"), ("estimators.3.fit", "ours", "means nothing"),
     ("estimators.3.readout", "head", "no head"), ("estimators.0.tasks", 1000, "has 150"), ("level", "high", "must be a number"), ("horizon", "12", "whole number"), ("horizon", True, "whole number"),
@@ -105,7 +110,7 @@ def test_a_missing_part_is_named(values):
 @pytest.mark.parametrize("text, says", [
     ("cell: [", "not readable YAML"), ("horizon: 3\ntitle: x\nhorizon: 12", "line 3 .*'horizon' stands twice, first in line 1"), ("a: {b: 1, b: 2}", "line 1 .*'b' stands twice"), ("2: 3", "not text"),
     ("- a", "mapping of parameters"), ("a: 2020-13-45", "not readable"), ("a: " + "[" * 1200, "not readable"), ("a: &x [*x]", "no parameter 'a'|not readable"), ("profiles: null", "profiles must be a mapping"),
-    ("profiles: {smoke: 3}", "profiles must be a mapping"), ("a: !!python/object:os.system 1", "not readable YAML")])
+    ("profiles: {smoke: 3}", "profiles must be a mapping"), ("profile: smoke", "chosen where the cell is run"), ("a: !!python/object:os.system 1", "not readable YAML")])
 def test_a_bad_file_is_one_sentence(tmp_path, text, says):
     (tmp_path / "webshop-iter1.yaml").write_text(text)
     with pytest.raises(UserError, match=says) as err: load_config(folder=tmp_path)

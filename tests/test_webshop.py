@@ -384,7 +384,7 @@ FIELDS = "asin name full_description small_description customization_options cat
     *((product(f, ...), f"product 1 of .*items_shuffle.json lacks the field '{f}'") for f in FIELDS),
     *((product(f, v), f"product 1 of .* as '{f}") for f in FIELDS for v in (3, True, [3]) if (f, v) != ("small_description", [])),
     *((product(f, None), f"product 1 of .* has None as '{f}") for f in FIELDS if f != "customization_options"),
-    *((product("pricing", v), "product 1 of .* as 'pricing'") for v in (19.99, ["$3"], "free", "$", "$1.2.3", "$" + "9" * 400)),
+    *((product("pricing", v), "product 1 of .* as 'pricing'") for v in (19.99, ["$3"], "free", "$", "$-3.00", "$1.2.3", "$" + "9" * 400)),
     (product("pricing", math.nan), "NaN is not a number"),
     (product("asin", "b01"), "as 'asin'"),
     (product("customization_options", []), "as 'customization_options'"),

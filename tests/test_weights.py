@@ -1,4 +1,5 @@
 """Importance weights against exact oracles, sixty-digit arithmetic and plain loops."""
+import gzip, json
 from dataclasses import replace
 from decimal import Decimal, getcontext
 
@@ -311,8 +312,11 @@ def test_a_probe_survives_being_written(world, tmp_path):
     back = read_probe(tmp_path / "a")
     assert first == again and back.actions == probe.actions and all((x == y).all() for x, y in zip(back.logp, probe.logp))
     assert all((x == y).all() for r, q in zip(back.weights, probe.weights) for x, y in zip(r, q))
-    (tmp_path / "c").write_bytes(b"no probe")
-    with pytest.raises(UserError): read_probe(tmp_path / "c")
+    said = json.loads(gzip.decompress((tmp_path / "a").read_bytes()))
+    for data in (b"no probe", first[:40], first[:30] + b"\xff" * 20, *(gzip.compress(json.dumps(d).encode()) for d in (None, [], said | dict(logp="x"), said | dict(epsilon="x"), said | dict(policy=3), said | dict(weights=[[["x"]]]), {k: v for k, v in said.items() if k != "actions"}))):
+        (tmp_path / "c").write_bytes(data)
+        with pytest.raises(UserError, match=f"{tmp_path}/c is not a probe") as err: read_probe(tmp_path / "c")
+        assert "\n" not in str(err.value)
 
 
 def test_thinning_is_unbiased_and_keyed(world):

@@ -134,6 +134,11 @@ def test_files(tmp_path):
     again, space2, notes = load_model(tmp_path, model.cfg)
     assert space2 == space and notes == {"x": 1}
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    whole = (tmp_path / "model.json").read_text(); record = json.loads(whole)
+    for part, change, says in (("actions", dict(kind="x"), "actions: kind cannot be 'x'"), ("actions", dict(names=["a", "a"]), "stands twice"), ("actions", dict(names=["a"]), "built for 5 actions, and the file lists 2"), ("config", dict(heads=3), "multiple of heads"), ("config", dict(widht=3), "did you mean 'width'")):
+        (tmp_path / "model.json").write_text(json.dumps({**record, part: {**record[part], **change}}))
+        with pytest.raises(UserError, match=f"{tmp_path}/model.json: .*{says}"): load_model(tmp_path)
+    (tmp_path / "model.json").write_text(whole)
     with pytest.raises(UserError, match="hidden is 32, not 256"): load_model(tmp_path, ModelConfig.small(5, **{**TINY, "hidden": 256}))
     record = json.loads((tmp_path/"model.json").read_text()); record["config"]["d_z"] = 32
     (tmp_path/"model.json").write_text(json.dumps(record))
