@@ -95,7 +95,7 @@ def assets_folder(config: RunConfig) -> Path:
     "Where agents, pool and truth are: checked in, or remade in the cache."
     if config.source == "remake": return remake_data(config)
     folder = root() / "assets" / (config.assets or config.cell)
-    if not folder.is_dir(): raise UserError(f"agents, pool and truth of {config.cell} are not in the repository; make them with: {remake_command(config)}")
+    if not folder.is_dir(): raise UserError(f"agents, pool and truth of {config.cell} are not in the repository: there is no folder assets/{folder.name}; correct 'assets', or make them with: {remake_command(config)}")
     return folder
 
 ENGINES = ("inputs", "catalogue", "replayer", "webshop")   # what environments build on; a stage after the data only reads files, whose content is hashed
