@@ -228,7 +228,7 @@ def test_a_cell_without_assets_says_how_to_make_them(monkeypatch, tmp_path):
     import dataclasses
     from adwm import evaluation
     (tmp_path / "assets").mkdir(); monkeypatch.setattr(evaluation, "root", lambda: tmp_path)
-    with pytest.raises(UserError, match="are not in the repository; make them with: papermill .* -p source remake"):
+    with pytest.raises(UserError, match="are not in the repository: there is no folder .*; correct .*, or make them with: papermill .* -p source remake"):
         evaluation.load_data(evaluation.freeze(dataclasses.replace(load_config(), title="nothing here")))
 
 
