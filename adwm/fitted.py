@@ -406,9 +406,13 @@ def td_errors(
     discount: float = 1.0,
 ) -> Logs:           # the same logs with delta_t in place of rewards
     "What the fit missed at every turn: r + discount V' - Q, 0 after the end."
-    after = np.zeros_like(v)
-    after[:, :-1] = np.where(logs.alive[:, 1:], v[:, 1:], 0.0)
-    return replace(logs, reward=np.where(logs.alive, logs.reward + discount * after - q, 0.0))
+    delta = np.zeros(v.shape)
+    np.multiply(v[:, 1:], logs.alive[:, 1:], out=delta[:, :-1])   # in place from here: on long logs, fresh memory costs more than arithmetic
+    if discount != 1: delta *= discount
+    delta += logs.reward
+    delta -= q
+    delta *= logs.alive
+    return replace(logs, reward=delta)
 
 def dr_terms(logs: Logs, q: np.ndarray, v: np.ndarray, discount: float = 1.0) -> tuple[np.ndarray, float]:  # x (n,), shift
     "Doubly robust: the fitted value plus PDIS of its errors."
