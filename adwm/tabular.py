@@ -290,6 +290,7 @@ class TabularDomain:
     "What is specific to the tabular process: the interface every domain has."
     name = "tabular"
     pays_at_truncation = False
+    free_text, look_up = True, {}
 
     def page_type(self, obs: str) -> str:
         "All pages are of one type, but for the end."

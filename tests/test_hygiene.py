@@ -5,6 +5,7 @@ import filecmp
 import hashlib
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -193,12 +194,16 @@ def test_readme_has_two_one_line_commands():
         assert block and "\n" not in block.group(1) and must in block.group(1), f"the {which} command"
 
 
-def test_readme_example_runs(tmp_path):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = re.findall(r"```python\n(.*?)\n```", text, re.S)[0]
+def test_readme_examples_run(tmp_path):
+    "The ten lines print what they promise, and the one call reads their logs from a file and says the same."
+    blocks = re.findall(r"```python\n(.*?)\n```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    one_call, example = next(b for b in blocks if "adwm.estimate(" in b), next(b for b in blocks if re.search(r"# [\d. ]+$", b, re.M))
     promised = re.findall(r"# ([\d. ]+)$", example, re.M)[-1]
-    out = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True)
-    assert out.returncode == 0 and out.stdout.strip() == promised, out.stdout + out.stderr[-500:]
+    between = "from adwm.episodes import write_episodes\nwrite_episodes('logs.jsonl', pool)\nagent = target"
+    out = subprocess.run([sys.executable, "-c", "\n".join([example, between, one_call])], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert out.returncode == 0, out.stderr[-500:]
+    first, second = out.stdout.strip().splitlines()
+    assert first == promised and second.startswith(f"V(east) = {float(promised.split()[1]):.2f} "), out.stdout
 
 
 def test_nothing_of_a_machine_in_the_tree():
