@@ -9,7 +9,7 @@ __all__ = ['Count', 'Positive', 'Amount', 'Rate', 'Share', 'Fraction', 'Name', '
            'source_hash', 'alone', 'cached', 'is_cached', 'progress', 'worker_pool']
 
 # %% ../nbs/00_core.ipynb #21c06eea
-import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, types, typing, warnings
+import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path

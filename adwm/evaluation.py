@@ -994,7 +994,8 @@ class Evaluation(Classical):
         folder = Path(folder) if folder else label_folder(self.config)
         atomic_write(folder / "rows.csv", self.rows.round(6).to_csv(index=False, lineterminator="\n"))
         atomic_write(folder / "summary.csv", self.summary().round(6).to_csv(lineterminator="\n"))
-        if "fits" in self.trainings(): atomic_write(folder / "trainings.csv", self.trainings().round(6).to_csv(lineterminator="\n"))
+        spread = self.trainings()
+        if "fits" in spread: atomic_write(folder / "trainings.csv", spread.round(6).to_csv(lineterminator="\n"))
         atomic_write(folder / "timings.csv", self.timings().to_csv(lineterminator="\n"))
         save_figure(self.figure(), folder / "estimates.png")
         return folder

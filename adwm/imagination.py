@@ -6,7 +6,7 @@
 __all__ = ['Imagine', 'choose_page', 'LatentComposer', 'AdwmSimulator', 'logged_end', 'reading']
 
 # %% ../nbs/37_imagination.ipynb #cf9ef330
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Literal
 

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as hub_logging
 
 from .agents import LMAgent, PackedFormat, Vocabulary, load_checkpoint, words_of_task
-from .core import Amount, Count, Fraction, Name, OptionalName, Positive, Rate, Share, UserError, atomic_write, configuration, key_int, key_rng, progress
+from .core import Amount, Count, Name, OptionalName, Positive, Rate, Share, UserError, atomic_write, configuration, key_int, key_rng, progress
 from .envs import State
 from .episodes import TERMINAL, Episode
 
