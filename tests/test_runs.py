@@ -177,7 +177,7 @@ def essence(node):
 
 def test_the_schema_is_that_of_the_configuration_and_every_file_names_it(tmp_path):
     committed = json.loads((root() / "params" / "schema.json").read_text())
-    assert essence(committed) == essence(json.loads(write_schema(tmp_path / "schema.json").read_text())), "run the command of nbs/51_runs.ipynb again"
+    assert essence(committed) == essence(json.loads(write_schema(tmp_path / "schema.json").read_text())), "run the command of nbs/61_runs.ipynb again"
     assert essence(committed)["$defs"]["Imagine"]["properties"]["relation"]["enum"] == ["mode", "sample", "off"]
     for cell in CELLS: assert (root() / "params" / f"{cell}.yaml").read_text().startswith("# yaml-language-server: $schema=schema.json\n")
 
