@@ -407,7 +407,7 @@ def page_ids(
 @_patched(LMAgent)
 def action_ids(self: LMAgent, action: str, obs: str) -> tuple[int, ...]:
     "Token ids of an action in the agent's words, end token included."
-    return (*self.vocab.ids(self.domain.say(action, obs)), self.format.end)
+    return (*self.vocab.ids(self.domain.verbalize(action, obs)), self.format.end)
 
 @_patched(LMAgent)
 def root(self: LMAgent, state) -> dict:
@@ -464,7 +464,7 @@ class LMSession:
         menu = () if agent.format.incremental else agent.domain.menu(state.obs, state.choices)
         return agent.format.prompt(agent.task_text(self.tasks[row]), pages, actions, menu)
 
-    def took(
+    def observe(
         self,
         rows: list[int],     # rows of this session
         states: list,        # their states before the action
@@ -497,7 +497,7 @@ def act(
         g = order[i:i + self.agent.group]
         done = self._decode([rows[j] for j in g], [prompts[j] for j in g], [states[j] for j in g], [rngs[j] for j in g])
         for j, c in zip(g, done): cursors[j] = c
-    return [self.agent.domain.hear(self.agent.vocab.text(c.ids[:-1]), s.obs, s.choices) for c, s in zip(cursors, states)]
+    return [self.agent.domain.parse(self.agent.vocab.text(c.ids[:-1]), s.obs, s.choices) for c, s in zip(cursors, states)]
 
 # %% ../nbs/50_agents.ipynb #3b3d2fc5
 @_patched(LMSession)

@@ -502,15 +502,15 @@ class AlfworldDomain(Domain):
         for pattern, short in _SHORT: said = re.sub(pattern, short, said)
         return " ".join(f"{at.removeprefix('the ')} {f'hold {held}' if held else ''} : {said}".lower().split())
 
-    def say(self, action: str, obs: str) -> str:
+    def verbalize(self, action: str, obs: str) -> str:
         "What is decided comes first, and what follows from it is left out: \"mug 1 take\", \"desk 1\", \"put in desk 1\", \"heat\"."
         for pattern, short in _SAID:
             if m := re.fullmatch(pattern, action.lower()): return m.expand(short)
         return action.lower()
 
-    def hear(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
+    def parse(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
         "The command that would be said so."
-        return next((c for c in choices if self.say(c, obs) == text), text)
+        return next((c for c in choices if self.verbalize(c, obs) == text), text)
 
     def hidden(self, turns: tuple[Turn, ...]) -> str:
         "What was done to objects so far."

@@ -117,17 +117,17 @@ class Domain:
         "The page in the words a small agent reads."
         return obs.lower()
 
-    def say(self, action: str, obs: str) -> str:
+    def verbalize(self, action: str, obs: str) -> str:
         "The environment's action in the agent's words."
         return action.lower()
 
-    def hear(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
+    def parse(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
         "The agent's words as an action of the environment."
         return next((c for c in choices if c.lower() == text), text)
 
     def menu(self, obs: str, choices: tuple[str, ...]) -> tuple[str, ...]:
         "The closed-form actions of this page in the agent's words."
-        return tuple(self.say(c, obs) for c in choices)
+        return tuple(self.verbalize(c, obs) for c in choices)
 
     def free_search(self, obs: str, choices: tuple[str, ...] = ()) -> bool:
         "Whether the agent may also write free text here (a search query)."

@@ -187,7 +187,7 @@ class FunctionPolicy:
         self.choose, self.name = choose, name or ("agent" if own in ("", "<lambda>") else own)
 
     def session(self, tasks: list[Task]): return self
-    def took(self, rows, states, actions): pass
+    def observe(self, rows, states, actions): pass
     def act(self, rows, states, rngs): return [self.choose(s) for s in states]
 
     def log_probs(self, episodes: list[Episode]):
@@ -199,7 +199,7 @@ def as_policy(agent) -> Policy:
     "A policy as it is, a function as a policy; raises UserError for anything else."
     if hasattr(agent, "session") and hasattr(agent, "name"): return agent
     if callable(agent) and not inspect.isclass(agent): return FunctionPolicy(agent)
-    raise UserError(f"an agent is a policy (name, session, act, took) or a function from a state to an action, not {agent!r:.80}")
+    raise UserError(f"an agent is a policy (name, session, act, observe) or a function from a state to an action, not {agent!r:.80}")
 
 # %% ../nbs/56_estimation.ipynb #a912a2c5
 class AgentError(UserError):
@@ -233,9 +233,9 @@ class WatchedSession(Watched):
                 raise AgentError(f"the agent '{self.name}' answered {a!r:.60} on the page {s.obs!r:.60}: an action is a text, not empty")
         return actions
 
-    def took(self, rows, states, actions):
+    def observe(self, rows, states, actions):
         "Told to the agent."
-        self._or_raise(" when it was told what was done", lambda: self.inner.took(rows, states, actions))
+        self._or_raise(" when it was told what was done", lambda: self.inner.observe(rows, states, actions))
 
 # %% ../nbs/56_estimation.ipynb #1222685d
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Encoder', 'PAIRS', 'Transitions', 'transitions', 'mix_rows', 'Encoded', 'rows_for', 'coverage_for', 'HistoryKey',
            'TextFeatures', 'fqe_solve', 'fqe_iterate', 'standardiser', 'NetConfig', 'make_net', 'Stack', 'fqe_nets',
-           'fqe_net', 'returns_to_go', 'TableFitter', 'NetFitter', 'Remember', 'fit_all', 'Valued', 'fold_parts',
+           'fqe_net', 'returns_to_go', 'TableFitter', 'NetFitter', 'Memoized', 'fit_all', 'Valued', 'fold_parts',
            'fit_values', 'values_of', 'wanted_rows', 'td_errors', 'dr_terms', 'wdr_terms', 'simplex_qp', 'blends',
-           'magic_terms', 'stretch', 'Corrected', 'fit_reason', 'DMPaper', 'half_samples', 'half_rows', 'widen',
+           'magic_terms', 'stretch', 'DoublyRobust', 'fit_reason', 'DMPaper', 'half_samples', 'half_rows', 'widen',
            'unconfirmed', 'cross_checked', 'valued', 'first_values', 'Fitted', 'likely', 'Replay', 'classical',
            'is_random', 'fit_together']
 
@@ -24,7 +24,7 @@ from annotated_types import Gt, Le
 from .core import Amount, Positive, Rate, UserError, configuration, key_int
 from .envs import Domain, overlap, words
 from .episodes import Episode, Task, Turn, split_by_task
-from .weights import (BEHAVIORS, ESTIMATED, UNRELIABLE, Estimate, Logs, Probe, Weighted, WeightRule, action_coverage, add_terms, behavior_of, check_behavior, conclude,
+from .weights import (BEHAVIORS, ESTIMATED, UNRELIABLE, Estimate, Logs, Probe, ImportanceSampling, WeightRule, action_coverage, add_terms, behavior_of, check_behavior, conclude,
                           discounts, impossible, mix_probes, normalised, pad, pdis_terms, ratio_terms, stack, stepwis_terms, t_quantile, thin, turn_counts, unweighable, weight_notes)
 
 # %% ../nbs/31_fitted.ipynb #4b21ca2e
@@ -317,7 +317,7 @@ class NetFitter:
         return fqe_nets(several, self.config, discount, seed, None if self.bootstrap else returns_to_go(several[0], discount))
 
 # %% ../nbs/31_fitted.ipynb #890b07bf
-class Remember:
+class Memoized:
     "A fitter that keeps its last results, keyed by the content of what was fitted."
     def __init__(self, fitter, size: int = 64): self.fitter, self.size, self.known, self.digests = fitter, size, {}, {}
 
@@ -487,7 +487,7 @@ def stretch(
 
 # %% ../nbs/31_fitted.ipynb #f51bc0b1
 @dataclass(frozen=True)
-class Corrected:
+class DoublyRobust:
     "DR, WDR and MAGIC on a fitted Q."
     encode: Encoder
     fitter: object = field(default_factory=NetFitter)
@@ -618,7 +618,7 @@ def cross_checked(
     seed: int,
 ) -> Estimate:
     "Doubly robust on a fit's own halves, each valued by the other's."
-    weigher = Corrected(estimator.encode, discount=estimator.discount, level=estimator.level)
+    weigher = DoublyRobust(estimator.encode, discount=estimator.discount, level=estimator.level)
     if reason := unweighable(weigher, pool, probe): return impossible(reason)
     fit = values_of(rows_for(pool, probe, estimator.encode), halves[:2], half_samples(pool, 1, seed)[::-1])
     return weigher.from_logs(stack(pool, probe), fit.q, fit.v)
@@ -724,15 +724,15 @@ def classical(
     level: float = 0.9,                    # of every interval
 ) -> list:                 # estimators, each with name and estimate(pool, probe, seed)
     "Every classical estimator, ready to run."
-    keep = lambda f: f if isinstance(f, Remember) else Remember(f)
+    keep = lambda f: f if isinstance(f, Memoized) else Memoized(f)
     fitter, plain = keep(fitter or NetFitter()), keep(returns_fitter or NetFitter(bootstrap=False))
     same, forms = dict(discount=discount, level=level), ("IS", "PDIS", "WIS", "step-WIS")
-    out = [Weighted(f, **same) for f in forms] + [Weighted("step-WIS", after_end="zero", **same), DMPaper(**same), Fitted(encode, plain, "DM", splits=3, **same)]
+    out = [ImportanceSampling(f, **same) for f in forms] + [ImportanceSampling("step-WIS", after_end="zero", **same), DMPaper(**same), Fitted(encode, plain, "DM", splits=3, **same)]
     out += [Fitted(encode, fitter, name, how, **same) for name, how in (("FQE", "refit"), ("FQE (paper's filter)", "paper"), ("FQE (mixed at evaluation)", "evaluation"))]
-    out += [Corrected(encode, fitter, form, folds, **same) for form in ("DR", "WDR", "MAGIC")]
+    out += [DoublyRobust(encode, fitter, form, folds, **same) for form in ("DR", "WDR", "MAGIC")]
     for kind, below, weighted, corrected in (("estimated", fitted_behavior, ("IS", "WIS"), ("DR", "WDR")), ("mixture", mixture, forms, ("DR", "WDR", "MAGIC"))):
         over = dict(behavior=kind, denominator=below, **same)
-        if below is not None: out += [Weighted(f, **over) for f in weighted] + [Corrected(encode, fitter, f, folds, **over) for f in corrected]
+        if below is not None: out += [ImportanceSampling(f, **over) for f in weighted] + [DoublyRobust(encode, fitter, f, folds, **over) for f in corrected]
     return out + [Replay(encode, plain, **same)]
 
 def is_random(estimator) -> bool:
@@ -743,7 +743,7 @@ def fit_together(
     pool: list[Episode],
     probes: list[Probe],   # mixtures of one agent: they share rows
     encode: Encoder,
-    fitter: Remember,
+    fitter: Memoized,
     folds: int = 2,
     discount: float = 1.0,
     seed: int = 0,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'relation_names', 'Memo', 'pointers', 'Corpus', 'page_types', 'make_corpus', 'FitConfig', 'setting_config',
            'dsm_loss', 'diversity_loss', 'balanced_bce', 'relation_logits', 'relation_loss', 'bag_of_words',
-           'text_loss', 'dropped_condition', 'joint_losses', 'turn_relation', 'Average', 'optimise', 'train_joint',
+           'text_loss', 'dropped_condition', 'joint_losses', 'turn_relation', 'EMA', 'optimise', 'train_joint',
            'encode_corpus', 'train_cached', 'Fitted', 'fit', 'plot_curves']
 
 # %% ../nbs/23_fitting.ipynb #9726b868
@@ -287,7 +287,7 @@ def turn_relation(model, corpus, pick, now, c, flat, on, T):
     return relation_loss(logp, corpus.match[pick, :T][on][go])
 
 # %% ../nbs/23_fitting.ipynb #87013023
-class Average:
+class EMA:
     "Exponential moving average of a model's weights, with a warm-up."
     def __init__(self, parameters, decay: float):
         self.live = [p for p in parameters if p.requires_grad]
@@ -317,7 +317,7 @@ def optimise(
 ) -> None:
     "AdamW under a cosine rate with clipped gradients; the weights end as their moving average."
     parameters = [p for p in parameters if p.requires_grad]
-    mean, opt = Average(parameters, fit.ema), torch.optim.AdamW(parameters, lr=fit.lr, weight_decay=fit.decay)
+    mean, opt = EMA(parameters, fit.ema), torch.optim.AdamW(parameters, lr=fit.lr, weight_decay=fit.decay)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(opt, max(1, updates), fit.final*fit.lr)
     recent: dict[str, list[float]] = {}
     for n in progress(range(1, updates + 1), phase):

@@ -463,12 +463,12 @@ class HotpotDomain(Domain):
         "What can be said depends on the question, so what was logged for another question does not count."
         return () if obs == TERMINAL else _candidates(task.text, obs)[0]
 
-    def say(self, action: str, obs: str) -> str:
+    def verbalize(self, action: str, obs: str) -> str:
         "Search[Sel (river)] -> 'search sel river'."
         kind, argument = _verb(action)
         return "do " * self.free + (plain(argument) if kind == "other" else f"{kind} {plain(argument)}")
 
-    def hear(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
+    def parse(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
         "'search sel river' -> Search[Sel (river)], as listed if it is; other words stay as they are and are invalid."
         listed = _heard(choices, self).get(text.strip())
         verb, _, argument = text.strip().removeprefix("do ").partition(" ")
@@ -499,7 +499,7 @@ class HotpotDomain(Domain):
 @lru_cache(maxsize=16384)
 def _heard(choices: tuple[str, ...], domain: HotpotDomain) -> dict[str, str]:
     "Words of an agent -> the listed action."
-    return {domain.say(c, ""): c for c in reversed(choices)}
+    return {domain.verbalize(c, ""): c for c in reversed(choices)}
 
 
 def _open_page(turns: tuple[Turn, ...], domain: HotpotDomain) -> tuple[str, str]:

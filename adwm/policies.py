@@ -17,7 +17,7 @@ from .episodes import Episode, Task
 class Session(Protocol):
     "A batch of episodes that a policy follows; rows are numbered as the tasks it was opened with."
     def act(self, rows: list[int], states: list[State], rngs: list[np.random.Generator]) -> list[str]: ...
-    def took(self, rows: list[int], states: list[State], actions: list[str]) -> None: ...
+    def observe(self, rows: list[int], states: list[State], actions: list[str]) -> None: ...
 
 class Policy(Protocol):
     "Anything that can act; `log_probs` is there where probabilities are known."
@@ -31,7 +31,7 @@ class ReferencePolicy:
     name = "reference"
     def __init__(self, domain: Domain): self.domain = domain
     def session(self, tasks: list[Task]): return self
-    def took(self, rows, states, actions): pass
+    def observe(self, rows, states, actions): pass
 
     def act(self, rows, states, rngs):
         "One draw of u per row."
@@ -68,7 +68,7 @@ class ScriptedPolicy:
     "A deterministic policy given by a function of the state."
     def __init__(self, name: str, choose): self.name, self.choose = name, choose
     def session(self, tasks: list[Task]): return self
-    def took(self, rows, states, actions): pass
+    def observe(self, rows, states, actions): pass
 
     def act(self, rows, states, rngs):
         "The function's action for every row."

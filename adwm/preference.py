@@ -23,7 +23,7 @@ from .envs import World
 from .episodes import Episode
 from .inputs import read_json
 from .rollouts import Row, rollout
-from .training import Lesson, Recipe, batches, demonstrate, encode
+from .training import MaskedEpisode, Recipe, batches, demonstrate, encode
 
 # %% ../nbs/52_preference.ipynb #99dc783f
 def explore(
@@ -47,13 +47,13 @@ def explore(
 @dataclass(frozen=True)
 class Pair:
     "A better and a worse episode of one task, and by how much."
-    better: Lesson
-    worse: Lesson
+    better: MaskedEpisode
+    worse: MaskedEpisode
     gap: float      # difference of the returns
 
-def as_lesson(episode: Episode) -> Lesson:
+def as_lesson(episode: Episode) -> MaskedEpisode:
     "All turns of an episode count."
-    return Lesson(episode, (True,) * len(episode.turns))
+    return MaskedEpisode(episode, (True,) * len(episode.turns))
 
 def collect_pairs(
     worlds: list[World],
@@ -94,7 +94,7 @@ def dpo_loss(
 # %% ../nbs/52_preference.ipynb #2560588d
 def scored(
     agent: LMAgent,
-    lessons: list[Lesson],
+    lessons: list[MaskedEpisode],
 ) -> list[Scored]:       # one each, only the decisions of the turns that are kept
     "Token sequences of some episodes with the decisions inside them."
     if not agent.format.incremental: raise UserError(f"the agent {agent.name} reads one prompt a turn; preferences need the packed format, where an episode is one sequence")
@@ -290,7 +290,7 @@ class BestSession:
         self.agent.temperature, self.samples = policy.temperature, policy.samples if policy.temperature else 1   # greedy proposals are all alike
         self.own = self.agent.session(tasks)
 
-    def took(self, rows, states, actions): self.own.took(rows, states, actions)
+    def observe(self, rows, states, actions): self.own.observe(rows, states, actions)
 
     def act(self, rows, states, rngs):
         "The proposal of highest value for some rows; among equals the first."

@@ -52,7 +52,7 @@ def menu_paths(
     for words in agent.domain.menu(state.obs, state.choices):
         path = (*agent.vocab.ids(words), agent.format.end)
         sets = agent.grammar.decisions(root, path)
-        if sets: out.append((agent.domain.hear(agent.vocab.text(path[:-1]), state.obs, state.choices), path, sets))
+        if sets: out.append((agent.domain.parse(agent.vocab.text(path[:-1]), state.obs, state.choices), path, sets))
     return out
 
 def decisions_of(
@@ -199,7 +199,7 @@ def speak(
         for (k, _, cursor, rng), row in zip(live, logits):
             ok = agent.grammar.allowed(cursor)
             cursor.push(int(ok[draw(row[ok], agent.temperature, rng)] if len(ok) > 1 else ok[0]))
-            if not len(agent.grammar.allowed(cursor)): said[k] = agent.domain.hear(agent.vocab.text(cursor.ids[:-1]), asked[k[0]][2].obs, asked[k[0]][2].choices)
+            if not len(agent.grammar.allowed(cursor)): said[k] = agent.domain.parse(agent.vocab.text(cursor.ids[:-1]), asked[k[0]][2].obs, asked[k[0]][2].choices)
         live = [x for x in live if x[0] not in said]
         if not live: break
         grown, hidden = trunk.grow([b for _, b, _, _ in live], [c.ids[-1] for _, _, c, _ in live])

@@ -17,14 +17,14 @@ from .agents import LMAgent, Vocabulary, load_checkpoint
 from .core import UserError, key_int, key_rng, worker_pool
 from .envs import World
 from .preference import judge, prefer
-from .training import Lesson, Recipe, build_model, correct, demonstrate, encode, save_checkpoint, texts_of, train, train_tokenizer
+from .training import MaskedEpisode, Recipe, build_model, correct, demonstrate, encode, save_checkpoint, texts_of, train, train_tokenizer
 
 # %% ../nbs/53_recipes.ipynb #fc732508
 def lessons_for(
     recipe: Recipe,
     worlds: list[World],
     parent: LMAgent | None = None,   # who is corrected, for "leap"
-) -> list[Lesson]:
+) -> list[MaskedEpisode]:
     "The training episodes of a recipe: demonstrations, or the parent's corrected episodes aggregated with demonstrations."
     out, n, leap = [], -(-recipe.episodes // len(worlds)), recipe.kind == "leap"
     for k, w in enumerate(worlds):

@@ -54,7 +54,7 @@ def roll_chunk(
         ask = [(i, k) for i, k, s in zip(live, keys, struck) if not s]
         if ask: actions |= zip([i for i, _ in ask], session.act([i for i, _ in ask], [states[i] for i, _ in ask], [key_rng(*k, "act") for _, k in ask]))
         chosen = [actions[i] for i in live]
-        session.took(live, [states[i] for i in live], chosen)
+        session.observe(live, [states[i] for i in live], chosen)
         for i, o in zip(live, simulator.step([states[i] for i in live], chosen, keys), strict=True):
             if not math.isfinite(o.reward): raise UserError(f"{type(simulator).__name__} answered '{actions[i]}' with the reward {o.reward} at turn {turn} of task {tasks[i].id}; rewards must be finite numbers")
             states[i], ended[i] = o.state, o.terminated

@@ -95,7 +95,7 @@ class Replay:
         "Rows are numbered as the episodes."
         return self
 
-    def took(self, rows, states, actions):
+    def observe(self, rows, states, actions):
         "Nothing to remember."
 
     def act(self, rows, states, rngs):

@@ -308,11 +308,11 @@ class TabularDomain:
         "Pages are already short text."
         return obs
 
-    def say(self, action: str, obs: str) -> str:
+    def verbalize(self, action: str, obs: str) -> str:
         "The agent's words are the environment's."
         return action
 
-    def hear(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
+    def parse(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
         "The environment's action for the agent's words."
         return text.strip()
 
@@ -414,7 +414,7 @@ class TabularAgent:
         "One action per row, drawn with that row's generator."
         return [f"move {rng.choice(self.process.n_actions, p=self.probs(s))}" for s, rng in zip(states, rngs)]
 
-    def took(self, rows: list[int], states: list, actions: list[str]) -> None:
+    def observe(self, rows: list[int], states: list, actions: list[str]) -> None:
         "Told what was really done; nothing to update."
 
     def probs(self, state) -> np.ndarray:  # (A,)

@@ -703,14 +703,14 @@ class WebShopWords(Domain):
         "The instruction in the words a small agent reads and copies."
         return " ".join(instruction_words(text))
 
-    def say(self, action: str, obs: str) -> str:
+    def verbalize(self, action: str, obs: str) -> str:
         "click[b09...] -> 'click item 3', click[red] -> 'click red', search[red shirt] -> 'search red shirt'."
         m = re.match(r"(.+)\[(.*)\]", action)
         if not m: return short(action, 1000)
         if m[1] != "click": return f"search {short(m[2], 1000)}"
         return _said_clicks(obs, self.names)[0].get(m[2].lower(), f"click {short(m[2], 1000)}")
 
-    def hear(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
+    def parse(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
         "The agent's words as an action; words that name nothing on the page become a click that changes nothing."
         text = " ".join(text.split())
         if text.startswith("search "): return f"search[{text[7:]}]"
@@ -718,7 +718,7 @@ class WebShopWords(Domain):
 
     def menu(self, obs: str, choices: tuple[str, ...]) -> tuple[str, ...]:
         "The closed-form actions of the page in the agent's words, without repeats."
-        return tuple(dict.fromkeys(self.say(c, obs) for c in choices if c.startswith("click[")))
+        return tuple(dict.fromkeys(self.verbalize(c, obs) for c in choices if c.startswith("click[")))
 
     def free_search(self, obs: str, choices: tuple[str, ...] = ()) -> bool:
         "Whether the page has the search bar."

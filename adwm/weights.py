@@ -9,7 +9,7 @@ __all__ = ['ESTIMATED', 'UNRELIABLE', 'IMPOSSIBLE', 'FORMS', 'BEHAVIORS', 'Estim
            'turn_counts', 'flat_behavior', 'stack', 'discounts', 'scaled', 'add_terms', 'is_terms', 'pdis_terms',
            'normalised', 'ratio_terms', 'wis_terms', 'stepwis_terms', 'kish_ess', 'largest_share', 'hill',
            'action_coverage', 'resolved', 'weight_notes', 'WeightRule', 't_quantile', 'conclude', 'check_behavior',
-           'behavior_of', 'unweighable', 'Weighted', 'action_features', 'conditional_logit', 'fit_behavior',
+           'behavior_of', 'unweighable', 'ImportanceSampling', 'action_features', 'conditional_logit', 'fit_behavior',
            'mixture_behavior', 'logger_log_probs']
 
 # %% ../nbs/30_weights.ipynb #b29c9bfa
@@ -193,7 +193,7 @@ def _sample_actions(agent, pool, m, seed):
         states = [State(pool[i].task, pool[i].turns[t].obs, pool[i].turns[t].choices, pool[i].turns[:t]) for i in rows]
         key = lambda i, j: key_rng(seed, "probe", pool[i].task.id, pool[i].policy, pool[i].epsilon, pool[i].index, t, j)
         drawn = [session.act(rows, states, [key(i, j) for i in rows]) for j in range(m)]
-        session.took(rows, states, [pool[i].turns[t].action for i in rows])
+        session.observe(rows, states, [pool[i].turns[t].action for i in rows])
         for k, i in enumerate(rows): out[i].append(tuple(d[k] for d in drawn))
     return out
 
@@ -526,7 +526,7 @@ def unweighable(estimator, pool: list[Episode], probe: Probe) -> str:  # one sen
     return ""
 
 @dataclass(frozen=True)
-class Weighted:
+class ImportanceSampling:
     "The importance-weighting estimators: estimate(pool, probe, seed) -> Estimate."
     form: str = "PDIS"         # IS, PDIS, WIS, step-WIS
     behavior: str = "known"    # or "estimated": a model fitted on the pool; "mixture": all loggers together

@@ -22,7 +22,7 @@ ITEMS = tuple(f"click item {i}" for i in range(1, 13))
 class Searchable(Domain):
     "The corridor's domain with a free search."
     def free_search(self, obs, choices=()): return obs == "room 0"
-    def hear(self, text, obs, choices=()): return text
+    def parse(self, text, obs, choices=()): return text
 
 
 class Rooms(Corridor):
@@ -68,14 +68,14 @@ def plain_action(agent, state, rng):
         logits = agent.model(input_ids=torch.tensor([text])).logits[0, -1].double().numpy()[ok]
         token = int(ok[draw(logits, agent.temperature, rng) if len(ok) > 1 else 0])
         cursor.push(token); text.append(token)
-    return agent.domain.hear(agent.vocab.text(cursor.ids[:-1]), state.obs, state.choices)
+    return agent.domain.parse(agent.vocab.text(cursor.ids[:-1]), state.obs, state.choices)
 
 
 class Plain:
     "The agent without cache or batch."
     def __init__(self, agent): self.agent, self.name = agent, agent.name
     def session(self, tasks): return self
-    def took(self, *args): pass
+    def observe(self, *args): pass
     def act(self, rows, states, rngs): return [plain_action(self.agent, s, r) for s, r in zip(states, rngs)]
 
 
@@ -208,7 +208,7 @@ def test_an_overridden_action_leaves_no_trace_in_the_cache(rooms, agent):
     task, session = rooms.task(), agent.session([rooms.task()])
     s = State(task, "room 0", rooms.choices)
     session.act([0], [s], [key_rng(0)])
-    session.took([0], [s], ["go east"])
+    session.observe([0], [s], ["go east"])
     s = advance(s, "go east", 0., "room 1", rooms.choices)
     assert session.act([0], [s], [key_rng(1)]) == agent.session([task]).act([0], [s], [key_rng(1)])
 

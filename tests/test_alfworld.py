@@ -37,8 +37,8 @@ def test_pages_and_templates():
 def test_what_is_decided_is_said_first():
     d, said = alf.AlfworldDomain(), {"go to desk 1": "desk 1", "take mug 1 from desk 1": "mug 1 take", "move mug 1 to desk 1": "put in desk 1", "heat egg 2 with microwave 1": "heat",
                                      "open drawer 2": "open drawer 2", "examine mug 1": "examine mug 1", "use desklamp 1": "use desklamp 1", "look": "look"}
-    for action, words in said.items(): assert d.say(action, "") == words and d.hear(words, "", tuple(said)) == action
-    assert d.hear("sing", "", tuple(said)) == "sing"
+    for action, words in said.items(): assert d.verbalize(action, "") == words and d.parse(words, "", tuple(said)) == action
+    assert d.parse("sing", "", tuple(said)) == "sing"
 
 
 @needs_engine

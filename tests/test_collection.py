@@ -145,7 +145,7 @@ def test_committed_agents_act_again_as_logged(manifest):
 
 
 def test_every_committed_cell_and_profile_uses_assets_that_were_made_for_it():
-    from adwm.runs import load_config, profiles_of, read_cell, spec_of
+    from adwm.config import load_config, profiles_of, read_cell, spec_of
     seen = 0
     for path in sorted((root() / "params").glob("*.yaml")):
         for profile in profiles_of(read_cell(path.stem, path.parent), path.stem):

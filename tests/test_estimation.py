@@ -192,14 +192,14 @@ def test_an_agent_is_asked_once_for_all_classical_estimators(tmp_path):
 
 
 def test_weights_answer_as_they_do_by_themselves():
-    from adwm.weights import Weighted, agent_probe, probe_from_agent
+    from adwm.weights import ImportanceSampling, agent_probe, probe_from_agent
     u = RANDOM
     known = lambda e, logp: replace(e, turns=tuple(replace(t, logp=float(x)) for t, x in zip(e.turns, logp)))
     logged = list(map(known, walks(), u.log_probs(list(walks()))))
-    found, alone = estimate(logged, u, "WIS"), Weighted("WIS").estimate(logged, agent_probe(u, logged))
+    found, alone = estimate(logged, u, "WIS"), ImportanceSampling("WIS").estimate(logged, agent_probe(u, logged))
     assert np.isclose(found.value, alone.value) and np.allclose(found.interval, alone.interval) and found.verdict == "caution"   # it logged them
     half = estimate(logged, EAST, "PDIS", epsilon=.5)
-    alone = Weighted("PDIS").estimate(logged, probe_from_agent(EAST, logged, .5, domain=WORLD.domain))
+    alone = ImportanceSampling("PDIS").estimate(logged, probe_from_agent(EAST, logged, .5, domain=WORLD.domain))
     assert half.epsilon == .5 and np.isclose(half.value, alone.value) and half.value > 1.5 * found.value
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from adwm.core import UserError, root
-from adwm.runs import load_config
+from adwm.config import load_config
 
 ASSETS = root() / "assets" / "webshop-iter1"
 pytestmark = pytest.mark.skipif(not (ASSETS / "manifest.json").is_file(), reason="the cell's agents, pool and truth are not in this checkout")
@@ -56,7 +56,7 @@ def test_classical_estimators_are_rows_with_a_status(run):
 
 
 def logged(run):
-    from adwm.evaluation import freeze, logs
+    from adwm.stages import freeze, logs
     return logs(freeze(run.config), run.config.classical.pool)[0]
 
 
@@ -72,7 +72,7 @@ def test_classical_tables(run):
 
 def test_the_mixture_asks_every_logger_as_it_logged(run):
     "Each logger's own log-probabilities, asked again, are those that were logged; the mixture is never below its share of them."
-    from adwm.evaluation import freeze, loggers, logs, mixture_of, probe_stage
+    from adwm.stages import freeze, loggers, logs, mixture_of, probe_stage
     from adwm.weights import logger_log_probs, read_probe
     text = freeze(run.config)
     pool, mixture = logs(text, run.config.classical.pool)[0], mixture_of(text)
@@ -86,7 +86,7 @@ def test_the_mixture_asks_every_logger_as_it_logged(run):
 
 
 def test_classical_stage_resumes_from_the_probes(run, tmp_path):
-    from adwm.evaluation import cache_folder, classical_stage, freeze, probe_stage
+    from adwm.stages import cache_folder, classical_stage, freeze, probe_stage
     text, folder = freeze(run.config), cache_folder(run.config)
     agent = run.config.collect.targets[0]
     done, probe = classical_stage(text, agent), probe_stage(text, agent)
@@ -158,10 +158,10 @@ def test_tables_and_figures_are_drawn(run, tmp_path):
 
 @pytest.mark.parametrize("classical", [True, False])
 def test_a_run_whose_estimates_are_all_refused_finishes_and_saves(run, tmp_path, monkeypatch, classical):
-    from adwm import evaluation
-    monkeypatch.setattr(evaluation, "status_of", lambda part, report: "refused: the readout knows nothing")
+    from adwm import results
+    monkeypatch.setattr(results, "status_of", lambda part, report: "refused: the readout knows nothing")
     config = run.config if classical else dataclasses.replace(run.config, classical=None)
-    bare = evaluation.Evaluation(config, run.data, {})
+    bare = results.Evaluation(config, run.data, {})
     mine = bare.rows[bare.rows["setting"].isin(["ours", "paper", "baseline"])]
     assert len(mine) and mine["value"].isna().all()
     assert any("knows nothing" in t.get_text() for a in bare.figure().axes for t in a.texts)
@@ -172,7 +172,7 @@ def test_a_run_whose_estimates_are_all_refused_finishes_and_saves(run, tmp_path,
 
 
 def test_the_spread_of_trainings_needs_fits_that_differ_in_their_seed_alone(run):
-    from adwm.evaluation import Compared
+    from adwm.results import Compared
     from types import SimpleNamespace
     part, fit = run.config.estimators[0], run.config.fits["ours"]
     parts = tuple(dataclasses.replace(part, name=f"fit {i}", fit=f"f{i}") for i in range(3))
@@ -188,7 +188,7 @@ def test_the_spread_of_trainings_needs_fits_that_differ_in_their_seed_alone(run)
 
 
 def test_a_target_in_the_pool_is_refused_not_dropped(run):
-    from adwm.evaluation import check_pool
+    from adwm.stages import check_pool
     pool = run.data.pool
     check_pool(run.config, pool)
     with pytest.raises(UserError, match="would be judged by it"): check_pool(run.config, [dataclasses.replace(pool[0], policy="c-iter0"), *pool[1:]])
@@ -196,7 +196,7 @@ def test_a_target_in_the_pool_is_refused_not_dropped(run):
 
 def test_post_training_is_held_against_plain_imitation(run):
     from types import SimpleNamespace
-    from adwm.evaluation import Compared
+    from adwm.results import Compared
     from adwm.training import Recipe
     recipes = (Recipe("sft"), Recipe("plain", kind="more", parent="sft"), Recipe("better", kind="leap", parent="sft"), Recipe("other", kind="leap", parent="better"))
     truth = pd.DataFrame([(p, e, f"t{i}", i % 2 * 0.2 + (0.5 if p == "better" else 0.1)) for p in ("plain", "better", "other") for e in (0.0, 0.5) for i in range(10)],
@@ -208,9 +208,9 @@ def test_post_training_is_held_against_plain_imitation(run):
 
 
 def test_without_an_engine_the_imagined_episodes_stand_alone(run, monkeypatch):
-    from adwm import evaluation
+    from adwm import results
     def missing(*_): raise UserError("Java is missing: install it")
-    monkeypatch.setattr(evaluation, "real_episodes", missing)
+    monkeypatch.setattr(results, "real_episodes", missing)
     told = run.transcript(run.best_agent(), k=2)
     assert told.startswith("Imagined episodes alone: Java is missing") and told.count("TASK") == 2
 
@@ -228,7 +228,7 @@ def test_the_table_of_aims_answers_or_says_why_not(run):
 
 
 def test_rivals_are_met_on_the_policies_that_both_estimated(run):
-    from adwm.evaluation import rival_aims
+    from adwm.results import rival_aims
     mine = run.lines("ours", "ADWM")
     weak = mine.assign(value=mine["truth"] + 1)[mine["epsilon"] == 0]
     found = {a["aim"]: a for a in rival_aims(run.config, mine, {"weak": weak})}
@@ -248,10 +248,10 @@ def test_the_pool_stands_beside_the_papers(run):
 
 
 def test_tables_without_content_say_why(run):
-    from adwm.evaluation import Evaluation
+    from adwm.results import Evaluation
     some = tuple(e for e in run.config.estimators if e.setting == "ours")
     bare = Evaluation(dataclasses.replace(run.config, classical=None, paper=None, estimators=some), run.data, {})
-    for table in (bare.diagnostics(), bare.adapter_table(), bare.duels(), bare.summary(fresh=True)): assert list(table.columns) == ["nothing"] and len(table) == 1
+    for table in (bare.diagnostics(), bare.adapter_table(), bare.paired_differences(), bare.summary(fresh=True)): assert list(table.columns) == ["nothing"] and len(table) == 1
     assert bare.classical_figure() is None and len(bare.losses()) == 1 and len(bare.paper_line()) and len(bare.per_seed()) and len(bare.curve_table())
     assert bare.table("paper").empty and bare.pool_table().index[-1][1] == "any target" and len(bare.aims())
 

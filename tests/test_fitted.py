@@ -9,10 +9,10 @@ from scipy.optimize import minimize
 from test_weights import everything, log_ratio, logs_of, random_logs
 
 from adwm.core import UserError, key_rng
-from adwm.fitted import (cross_checked, half_rows, unconfirmed, Corrected, DMPaper, Encoded, Fitted, HistoryKey, NetConfig, NetFitter, Remember, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
+from adwm.fitted import (cross_checked, half_rows, unconfirmed, DoublyRobust, DMPaper, Encoded, Fitted, HistoryKey, NetConfig, NetFitter, Memoized, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
                          fit_reason, fit_together, fit_values, fold_parts, fqe_iterate, fqe_net, fqe_nets, fqe_solve, half_samples, is_random, likely, magic_terms, make_net, returns_to_go, simplex_qp, standardiser, transitions, wdr_terms)
 from adwm.tabular import TabularDomain, action_values, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value
-from adwm.weights import ESTIMATED, IMPOSSIBLE, UNRELIABLE, Estimate, Logs, Weighted, action_coverage, conclude, exact_probe, fit_behavior, mix_probes, pdis_terms, t_quantile
+from adwm.weights import ESTIMATED, IMPOSSIBLE, UNRELIABLE, Estimate, Logs, ImportanceSampling, action_coverage, conclude, exact_probe, fit_behavior, mix_probes, pdis_terms, t_quantile
 
 torch.set_num_threads(1)
 mean = lambda terms: float(np.exp(terms[1]) * terms[0].mean())
@@ -66,7 +66,7 @@ def test_doubly_robust_limits_and_the_formula_of_its_authors(discount):
         whole = sum(discount**t * (weights[:, t] * (logs.reward[:, t] - q[:, t]) * logs.alive[:, t] + before[:, t] * v[:, t] * logs.alive[:, t]).sum() for t in range(T))
         assert abs(mean(terms(logs, q, v, discount)) - whole) < 1e-12
     assert abs(mean(dr_terms(logs, 0 * q, 0 * v, discount)) - mean(pdis_terms(logs, discount))) < 1e-12
-    assert Corrected(None).from_logs(replace(logs, logw=logs.logw - 900), 0 * q, 0 * v).status == IMPOSSIBLE, "e^-900 is no double, and not 0"
+    assert DoublyRobust(None).from_logs(replace(logs, logw=logs.logw - 900), 0 * q, 0 * v).status == IMPOSSIBLE, "e^-900 is no double, and not 0"
     never = replace(logs, logw=np.full(q.shape, -np.inf))
     for terms in (dr_terms, wdr_terms): assert abs(mean(terms(never, q, v, discount)) - v[:, 0].mean()) < 1e-12
 
@@ -94,7 +94,7 @@ def test_huge_ratios_stay_finite():
     logs = random_logs(spread=60.0, n=60)
     q = v = 0.5 * logs.alive
     for form in ("DR", "WDR", "MAGIC"):
-        est = Corrected(None, form=form).from_logs(logs, q, v)
+        est = DoublyRobust(None, form=form).from_logs(logs, q, v)
         assert np.isfinite([est.value, *est.interval]).all() and est.status == UNRELIABLE
 
 
@@ -133,7 +133,7 @@ def in_many_digits(form, logs, q, v):
 
 
 def same_as_in_many_digits(form, logs, q, v):
-    est, exact = Corrected(None, form=form).from_logs(logs, q, v), in_many_digits(form, logs, q, v)
+    est, exact = DoublyRobust(None, form=form).from_logs(logs, q, v), in_many_digits(form, logs, q, v)
     size = max(map(abs, exact))
     if 0 < size and not -707 < np.log(2) * size.man_exp[1] + float(np.log(float(size.man_exp[0]))) < 708: return est.status == IMPOSSIBLE or np.allclose([*map(float, exact)], [est.value, *est.interval], 1e-6, 0)
     return all(np.isfinite(mine) and abs(mine - sure) <= 1e-8 * size for mine, sure in zip((est.value, *est.interval), exact))
@@ -160,7 +160,7 @@ def test_longer_pools_at_500_nats_against_fifty_digits(kind, fit):
     q, v = rng.uniform(0, 1, (2, n, T))
     if fit == "near": q, v = (np.cumsum(logs.reward[:, ::-1], 1)[:, ::-1] + 0.1 * x for x in (q, v))
     if fit == "poor": q, v = q - 5, v - 5
-    est = Corrected(None, form="MAGIC").from_logs(logs, q, v)
+    est = DoublyRobust(None, form="MAGIC").from_logs(logs, q, v)
     assert all(same_as_in_many_digits(form, logs, q, v) for form in ("DR", "WDR", "MAGIC"))
     assert abs(est.notes["rungs"].sum() - 1) < 1e-12 and est.notes["rungs"].min() >= 0
 
@@ -239,7 +239,7 @@ def test_networks_side_by_side_are_the_networks_one_by_one(world):
     for r, q in zip(several, together): assert np.abs(q(r.x) - fqe_net(r, config, 0.9, seed=5)(r.x)).max() < 1e-5
     assert np.abs(together[1](rows[1].x) - together[2](rows[1].x)).max() > 1e-3, "rows out of use are not learned from"
     with pytest.raises(UserError): fqe_nets([rows[0], transitions(pool, own, TextFeatures(TabularDomain(), 12))], config)
-    fitter = Remember(NetFitter(config))
+    fitter = Memoized(NetFitter(config))
     fit_together(pool, [mix_probes(own, other, x) for x in (0.0, 0.3)], encode, fitter, 2, 1.0, 0)
     before = set(fitter.known)
     assert len(before) == 12, "two epsilons: all rows, two folds that are also the halves, the filter and its halves"
@@ -319,7 +319,7 @@ def test_a_fit_is_estimated_where_weights_confirm_it(world):
     told = lambda value, half: Estimate(value, (value - half, value + half), ESTIMATED)
     assert unconfirmed(told(1, 0.2), told(1.09, 0.19)) == "" and "only" in unconfirmed(told(1, 0.2), told(1, 0.21)) and "says 1.11" in unconfirmed(told(1, 0.2), told(1.11, 0.1))
     fits = [fitter.fit(r, 1.0, 0) for r in half_rows(pool, transitions(pool, near, free), 1, 0)]
-    assert cross_checked(Fitted(free, fitter), pool, near, fits, 0).value == Corrected(free, fitter).estimate(pool, near, 0).value, "nobody is valued by a fit that knows him"
+    assert cross_checked(Fitted(free, fitter), pool, near, fits, 0).value == DoublyRobust(free, fitter).estimate(pool, near, 0).value, "nobody is valued by a fit that knows him"
 
 
 def test_features_the_logs_never_show_cannot_blow_up():
@@ -429,7 +429,7 @@ def test_too_few_tasks_and_targets_without_a_log_probability(world):
             est = it.estimate(pool, asked, 0)
             if isinstance(it, (DMPaper, Replay)) or it.name in ("DM", "FQE", "FQE (mixed at evaluation)"): assert est.value == it.estimate(pool, known, 0).value
             else: assert est.status == IMPOSSIBLE and "no log-probability" in est.reason and np.isnan(est.value)
-    fit_together(pool, [asked], Encoded(key), Remember(TableFitter()))
+    fit_together(pool, [asked], Encoded(key), Memoized(TableFitter()))
 
 
 def test_replay_with_exact_values_and_terminal_rewards():
@@ -467,7 +467,7 @@ def test_fits_are_shared_and_truncation_has_no_successor(world):
     cut = [replace(x, terminated=False, truncated=True, last_obs="page 0") for x in pool]
     rows, cut_rows = (transitions(x, exact_probe(p, e, pool), HistoryKey()) for x in (pool, cut))
     assert (rows.after == cut_rows.after).all() and np.allclose(returns_to_go(rows)[np.flatnonzero(np.diff(rows.episode, prepend=-1))], [x.ret for x in pool])
-    assert Remember(TableFitter()).fit(rows, 1.0, 0)(rows.x).shape == rows.x.shape
+    assert Memoized(TableFitter()).fit(rows, 1.0, 0)(rows.x).shape == rows.x.shape
 
 
 def test_an_episode_drawn_twice_counts_as_an_equal_copy_of_it(world):
@@ -494,7 +494,7 @@ def test_remembered_rows_follow_the_episodes_of_a_list_that_changes(world):
 def test_mixture_rows_stand_beside_the_others_on_the_same_fits(world):
     p, b, e, u, pool = world
     probe, below = exact_probe(p, e, pool), tuple(np.array([t.logp for t in x.turns]) - 0.1 for x in pool)
-    fitter = Remember(TableFitter())
+    fitter = Memoized(TableFitter())
     rows = {kind: classical(HistoryKey(page_only=True), fitter, TableFitter(bootstrap=False), **given) for kind, given in dict(alone={}, both=dict(mixture=below), guessed=dict(fitted_behavior=below)).items()}
     added = lambda kind: [it for it in rows[kind] if it.name not in {x.name for x in rows["alone"]}]
     assert [it.name for it in added("both")] == [f"{f}, mixture of loggers" for f in ("IS", "PDIS", "WIS", "step-WIS (hold)", "DR", "WDR", "MAGIC")]
@@ -506,8 +506,8 @@ def test_mixture_rows_stand_beside_the_others_on_the_same_fits(world):
         assert np.isfinite(value) and value != alone[it.name.split(",")[0]], "what divides is what was given"
     lengths = np.array([len(x.turns) for x in pool])
     assert set(fitter.known) == known and rows["both"][-1].name == "checkpoint replay"
-    assert Weighted("IS", "mixture", denominator=below).estimate(pool, probe).value == pytest.approx(np.mean(np.exp(0.1 * lengths) * np.array([np.exp(sum(lp) - sum(t.logp for t in x.turns)) * x.ret for x, lp in zip(pool, probe.logp)])))
-    with pytest.raises(UserError, match="mixture"): Corrected(HistoryKey(), behavior="mixture")
+    assert ImportanceSampling("IS", "mixture", denominator=below).estimate(pool, probe).value == pytest.approx(np.mean(np.exp(0.1 * lengths) * np.array([np.exp(sum(lp) - sum(t.logp for t in x.turns)) * x.ret for x, lp in zip(pool, probe.logp)])))
+    with pytest.raises(UserError, match="mixture"): DoublyRobust(HistoryKey(), behavior="mixture")
 
 
 def test_bad_input_is_one_sentence(world):
@@ -517,11 +517,11 @@ def test_bad_input_is_one_sentence(world):
     nan = [replace(pool[0], turns=(replace(pool[0].turns[0], reward=float("nan")), *pool[0].turns[1:])), *pool[1:]]
     empty, none = [pool[0], replace(pool[1], turns=()), *pool[2:]], replace(probe, **{k: (getattr(probe, k)[0], (), *getattr(probe, k)[2:]) for k in ("logp", "actions", "weights")}, action_logp=None)
     for call in (lambda: transitions(pool, mute, HistoryKey()), lambda: transitions(nan, probe, HistoryKey()), lambda: transitions(pool[:3], probe, HistoryKey()),
-                 lambda: Fitted(HistoryKey(), TableFitter(), epsilon="sometimes").estimate(pool, probe, 0), lambda: Corrected(HistoryKey(), TableFitter(), "SDR").estimate(pool, probe, 0),
-                 lambda: DMPaper().estimate(nan, probe, 0), lambda: Fitted(HistoryKey(), TableFitter()).estimate(empty, none, 0), lambda: Corrected(HistoryKey(), TableFitter()).estimate(empty, none, 0),
+                 lambda: Fitted(HistoryKey(), TableFitter(), epsilon="sometimes").estimate(pool, probe, 0), lambda: DoublyRobust(HistoryKey(), TableFitter(), "SDR").estimate(pool, probe, 0),
+                 lambda: DMPaper().estimate(nan, probe, 0), lambda: Fitted(HistoryKey(), TableFitter()).estimate(empty, none, 0), lambda: DoublyRobust(HistoryKey(), TableFitter()).estimate(empty, none, 0),
                  lambda: Replay(HistoryKey(), TableFitter(bootstrap=False)).estimate(empty, none, 0)):
         with pytest.raises(UserError) as err: call()
         assert "\n" not in str(err.value)
     with pytest.raises(UserError, match="episode 1 holds no turn"): transitions(empty, none, HistoryKey())
     one = [x for x in pool if x.task.id == pool[0].task.id]
-    assert Corrected(HistoryKey(), TableFitter()).estimate(one, exact_probe(p, e, one), 0).status == IMPOSSIBLE
+    assert DoublyRobust(HistoryKey(), TableFitter()).estimate(one, exact_probe(p, e, one), 0).status == IMPOSSIBLE

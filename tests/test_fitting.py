@@ -114,7 +114,7 @@ def test_diffusion_loss_of_a_perfect_network(kind):
 
 
 def test_average_forgets_the_start():
-    p = torch.nn.Parameter(torch.zeros(1)); mean = Average([p], .9)
+    p = torch.nn.Parameter(torch.zeros(1)); mean = EMA([p], .9)
     with torch.no_grad(): p.fill_(1.)
     for _ in range(100): mean.update()
     mean.copy_back(); assert p > .99

@@ -111,13 +111,13 @@ def test_words_go_both_ways(sim):
         for state, action, _ in walk(sim, task, 3):
             kind, argument = d.template(action, state.obs)
             assert d.unresolve(kind, argument, state.obs) == action and d.vocabulary_name(action) == kind.split()[0] in ("search", "finish", "lookup")
-            assert d.hear(d.say(action, state.obs), state.obs, state.choices) == action and not d.free_search(state.obs)
+            assert d.parse(d.verbalize(action, state.obs), state.obs, state.choices) == action and not d.free_search(state.obs)
             assert len(set(d.menu(state.obs, state.choices))) == len(state.choices), "every action has its own words"
-            heard = free.hear(free.say(action, state.obs), state.obs)
+            heard = free.parse(free.verbalize(action, state.obs), state.obs)
             a, b = act(sim.world, state.extra, action), act(sim.world, state.extra, heard)
             assert a[0].title == b[0].title and a[2] == b[2] or "-" in argument
             assert d.render(state.obs) == d.render(state.obs).lower() and free.free_search(state.obs) and free.menu(state.obs, state.choices) == ()
-    assert free.hear("do hello", "") == "do hello" and d.hear("hello", "") == "hello" and d.page_type("Invalid action: do hello") == "invalid" and d.template("hm", "") == ("other", "hm")
+    assert free.parse("do hello", "") == "do hello" and d.parse("hello", "") == "hello" and d.page_type("Invalid action: do hello") == "invalid" and d.template("hm", "") == ("other", "hm")
 
 
 def test_what_can_be_said_depends_on_the_question(sim):
@@ -300,7 +300,7 @@ def test_unseen_titles_take_a_logged_page():
 
 
 def test_cells_share_one_folder_and_judge_no_logger():
-    from adwm.runs import load_config
+    from adwm.config import load_config
     for name in ("hotpotqa-dpo", "hotpotqa-prm", "hotpotqa-cross"):
         for profile in ("default", "smoke", "full"):
             c = load_config("hotpotqa", name, profile)

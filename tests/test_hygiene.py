@@ -160,7 +160,7 @@ def test_run_notebooks_are_thin(path):
 
 def test_configuration_files_fit_the_configuration():
     "Every key of every cell and profile is a field of the configuration; the config function rejects the rest."
-    runs, yaml = pytest.importorskip("adwm.runs"), pytest.importorskip("yaml")
+    runs, yaml = pytest.importorskip("adwm.config"), pytest.importorskip("yaml")
     files = sorted((ROOT / "params").glob("*.yaml"))
     assert files, "params/ holds one file per cell"
     for path in files:
@@ -171,7 +171,7 @@ def test_configuration_files_fit_the_configuration():
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
 def test_parameters_cell_and_configuration_agree(path):
-    runs, papermill = pytest.importorskip("adwm.runs"), pytest.importorskip("papermill")
+    runs, papermill = pytest.importorskip("adwm.config"), pytest.importorskip("papermill")
     cell = papermill.inspect_notebook(str(path))
     known = set(inspect.signature(runs.load_config).parameters) - {"folder"}
     assert cell and set(cell) <= known, f"parameters {set(cell) - known} do nothing"

@@ -14,7 +14,7 @@ from adwm.core import UserError
 from adwm.envs import Corridor, World
 from adwm.preference import (BestOfN, collect_pairs, dpo, dpo_loss, explore, judge, judge_auc, judge_files, judged, load_agent, prefer, scored, train_judge, trajectory_log_probs)
 from adwm.rollouts import make_rows, rollout
-from adwm.training import Lesson, Recipe, build_model, demonstrate, save_checkpoint, texts_of, train_tokenizer
+from adwm.training import MaskedEpisode, Recipe, build_model, demonstrate, save_checkpoint, texts_of, train_tokenizer
 
 torch.set_num_threads(1)
 
@@ -89,7 +89,7 @@ def test_trajectory_log_probs_are_the_agents(world, tokenizer, pairs):
     lessons = [p.worse for p in pairs[:6]]
     got = trajectory_log_probs(agent, scored(agent, lessons)).numpy()
     assert np.allclose(got, [lp.sum() for lp in agent.log_probs([l.episode for l in lessons])], atol=1e-4)
-    half = [Lesson(l.episode, tuple(i == 0 for i in range(len(l.keep)))) for l in lessons]
+    half = [MaskedEpisode(l.episode, tuple(i == 0 for i in range(len(l.keep)))) for l in lessons]
     got = trajectory_log_probs(agent, scored(agent, half)).numpy()
     assert np.allclose(got, [lp[0] for lp in agent.log_probs([l.episode for l in lessons])], atol=1e-4), "turns that are not kept do not count"
 

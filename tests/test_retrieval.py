@@ -9,7 +9,7 @@ from adwm.core import UserError
 from adwm.envs import Domain, Outcome, State, advance
 from adwm.episodes import TERMINAL, Episode, Task, Turn, split_by_task
 from adwm.policies import ReferencePolicy, ScriptedPolicy
-from adwm.retrieval import (NearestNeighbour, PageIndex, Weights, Words, by_template, follow, last_of_type, offered, one_step, relations, split_by_policy, tune, weights_for,
+from adwm.retrieval import (NearestNeighbour, PageIndex, Weights, TfIdf, by_template, follow, last_of_type, offered, one_step, relations, split_by_policy, tune, weights_for,
                             world_of)
 from adwm.rollouts import make_rows, rollout
 from adwm.webshop import WebShopDomain
@@ -96,7 +96,7 @@ def test_index_knows_where_pages_occur_and_lookups_add_nothing():
 
 
 def test_unknown_words_make_a_match_imperfect():
-    w = Words(["red scarf", "blue hat"])
+    w = TfIdf(["red scarf", "blue hat"])
     same, half = (w(["red scarf", "red scarf unheard"]) @ w(["red scarf"]).T).toarray().ravel()
     assert same == pytest.approx(1, abs=1e-6) and half < .9 and w([""]).nnz == 0
 

@@ -48,7 +48,7 @@ def test_copied_words_have_the_same_tokens_everywhere(world, lessons, tokenizer)
     vocab, domain = Vocabulary(tokenizer), world.simulator.domain
     e = lessons[0].episode
     task = vocab.ids(words_of_task(domain, e.task))
-    query = vocab.ids(domain.say(e.turns[0].action, e.turns[0].obs).removeprefix("search"))
+    query = vocab.ids(domain.verbalize(e.turns[0].action, e.turns[0].obs).removeprefix("search"))
     assert set(query) <= set(task)
 
 
@@ -64,7 +64,7 @@ def test_only_kept_actions_are_targets(world, lessons, tokenizer):
     vocab = Vocabulary(tokenizer); fmt = PackedFormat(vocab)
     for l in lessons[:20]:
         x = encode(l, vocab, world.simulator.domain)
-        want = [vocab.text([*vocab.ids(world.simulator.domain.say(t.action, t.obs))]) for t, k in zip(l.episode.turns, l.keep) if k]
+        want = [vocab.text([*vocab.ids(world.simulator.domain.verbalize(t.action, t.obs))]) for t, k in zip(l.episode.turns, l.keep) if k]
         ids = x.ids[x.target]
         got = [vocab.text(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == fmt.end) + 1)[:-1]]
         assert got == want and not (x.target & x.context).any()

@@ -227,13 +227,13 @@ def test_words_and_templates_go_both_ways(sim):
         for state, action, u in walk(sim, task, 5):
             d, obs = sim.domain, state.obs
             assert abs(u.probs.sum() - 1) < 1e-12 and math.isfinite(u.log_prob(action)) and u.log_prob("click[never]") == -math.inf
-            assert d.hear(d.say(action, obs), obs, state.choices) == action
+            assert d.parse(d.verbalize(action, obs), obs, state.choices) == action
             kind, argument = d.template(action, obs)
             seen[kind] += 1
             assert d.unresolve(kind, argument, obs, state.choices) == action or kind in ("item", "option")
             if kind == "item": assert d.template(d.unresolve(kind, argument, obs), obs) == (kind, argument)
             assert d.free_search(obs) == (d.page_type(obs) == "index")
-            if not action.startswith("search"): assert d.say(action, obs) in d.menu(obs, state.choices)
+            if not action.startswith("search"): assert d.verbalize(action, obs) in d.menu(obs, state.choices)
             assert d.render(obs) == d.render(obs).lower() and "instruction" not in obs.lower()
     assert {"search", "item", "option", "buy", "back", "prev", "next", "description"} <= set(seen) and "other" not in seen
 

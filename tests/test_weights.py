@@ -12,7 +12,7 @@ from scipy import stats
 from adwm.core import UserError, key_rng
 from adwm.policies import mixture_log_prob
 from adwm.tabular import (Sample, TabularAgent, TabularDomain, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value)
-from adwm.weights import (ESTIMATED, FORMS, IMPOSSIBLE, UNRELIABLE, Logs, Weighted, action_coverage, action_span, add_terms, agent_probe, exact_probe, fit_behavior, hill, is_terms,
+from adwm.weights import (ESTIMATED, FORMS, IMPOSSIBLE, UNRELIABLE, Logs, ImportanceSampling, action_coverage, action_span, add_terms, agent_probe, exact_probe, fit_behavior, hill, is_terms,
                           kish_ess, largest_share, logger_log_probs, mix_probes, mixture_behavior, normalised, pdis_terms, probe_from_agent, read_probe, reference_probe, resolved, scaled, spread_draws, stack, stepwis_terms,
                           t_quantile, thin, weight_notes, WeightRule, wis_terms, write_probe)
 
@@ -103,7 +103,7 @@ def sixty_digits(logs, form):
 
 
 def estimated(form, logs):
-    return Weighted(form.split(" ")[0], after_end="zero" if "zero" in form else "hold").from_logs(logs)
+    return ImportanceSampling(form.split(" ")[0], after_end="zero" if "zero" in form else "hold").from_logs(logs)
 
 
 def agree(form, logs):
@@ -152,14 +152,14 @@ def test_value_and_interval_to_1e_8_at_any_scale(logs):
 def test_the_heaviest_trajectory_may_earn_nothing(top):
     logs = Logs(np.r_[top, np.zeros(29)][:, None], np.r_[0.0, np.ones(9), np.zeros(20)][:, None], np.ones((30, 1), bool))
     for form in ("IS", "PDIS"):
-        e = Weighted(form).from_logs(logs)
+        e = ImportanceSampling(form).from_logs(logs)
         assert e.value == pytest.approx(0.3, rel=1e-12) and e.interval[1] - e.interval[0] == pytest.approx(0.29, abs=0.005)
         assert agree(form, replace(logs, reward=1e-5 * logs.reward)).status == UNRELIABLE
         assert agree(form, replace(logs, reward=0.0 * logs.reward)).value == 0
 
 
 def test_a_value_may_be_a_double_where_its_largest_term_is_none():
-    e = Weighted("IS").from_logs(plain_logs(np.r_[714.0, np.zeros(4999)]))
+    e = ImportanceSampling("IS").from_logs(plain_logs(np.r_[714.0, np.zeros(4999)]))
     assert e.value == pytest.approx(np.exp(714 - np.log(5000)), rel=1e-9) and np.isfinite(e.interval[1])
 
 
@@ -178,9 +178,9 @@ def test_wis_converges_and_equal_policies_give_the_mean_return():
     e = mix(random_policy(p, 2, 2.0), 0.3, b)
     s = draw(p, b, 100_000, key_rng(0, "wis"))
     for form in ("WIS", "step-WIS"):
-        est = Weighted(form).from_logs(logs_of(s, e, b))
+        est = ImportanceSampling(form).from_logs(logs_of(s, e, b))
         assert abs(est.value - value(p, e)) < 4 * (est.interval[1] - est.interval[0]) / 3.29 and est.interval[1] - est.interval[0] < 0.05
-    for form in FORMS: assert abs(Weighted(form).from_logs(logs_of(s, b, b)).value - s.reward.sum(1).mean()) < 1e-12
+    for form in FORMS: assert abs(ImportanceSampling(form).from_logs(logs_of(s, b, b)).value - s.reward.sum(1).mean()) < 1e-12
 
 
 def test_intervals_cover():
@@ -192,7 +192,7 @@ def test_intervals_cover():
         hits = 0
         for i in range(sets):
             c = slice(i * n, (i + 1) * n)
-            low, high = Weighted(form).from_logs(Logs(logs.logw[c], logs.reward[c], logs.alive[c])).interval
+            low, high = ImportanceSampling(form).from_logs(Logs(logs.logw[c], logs.reward[c], logs.alive[c])).interval
             hits += low <= value(p, e) <= high
         assert 0.88 <= hits / sets <= 0.92, (form, hits / sets)
 
@@ -241,18 +241,18 @@ def test_estimate_is_near_the_truth_and_status_is_explicit(world):
     p, b, e, pool = world
     probe = exact_probe(p, e, pool)
     for form in FORMS:
-        est = Weighted(form).estimate(pool, probe, 0)
+        est = ImportanceSampling(form).estimate(pool, probe, 0)
         assert est.interval[0] < est.value < est.interval[1] and abs(est.value - value(p, e)) < 0.6
-    assert Weighted("WIS").estimate(pool[:1], exact_probe(p, e, pool[:1]), 0).status == IMPOSSIBLE
+    assert ImportanceSampling("WIS").estimate(pool[:1], exact_probe(p, e, pool[:1]), 0).status == IMPOSSIBLE
     blank = [replace(x, turns=tuple(replace(t, logp=None) for t in x.turns)) for x in pool]
-    assert Weighted("WIS").estimate(blank, probe, 0).status == IMPOSSIBLE
-    assert Weighted("WIS", "estimated", domain=TabularDomain()).estimate(blank, probe, 0).status in (ESTIMATED, UNRELIABLE)
+    assert ImportanceSampling("WIS").estimate(blank, probe, 0).status == IMPOSSIBLE
+    assert ImportanceSampling("WIS", "estimated", domain=TabularDomain()).estimate(blank, probe, 0).status in (ESTIMATED, UNRELIABLE)
     never = replace(probe, logp=tuple(np.full(len(x), -np.inf) for x in probe.logp))
-    assert Weighted("WIS").estimate(pool, never, 0).status == IMPOSSIBLE and "no logged trajectory" in Weighted("IS").estimate(pool, never, 0).reason
+    assert ImportanceSampling("WIS").estimate(pool, never, 0).status == IMPOSSIBLE and "no logged trajectory" in ImportanceSampling("IS").estimate(pool, never, 0).reason
     far = Logs(np.r_[800.0, np.zeros(9)][:, None], np.ones((10, 1)), np.ones((10, 1), bool))
-    assert Weighted("IS").from_logs(far).status == IMPOSSIBLE and Weighted("WIS").from_logs(far).status == UNRELIABLE
+    assert ImportanceSampling("IS").from_logs(far).status == IMPOSSIBLE and ImportanceSampling("WIS").from_logs(far).status == UNRELIABLE
     one = [x for x in pool if x.task.id == pool[0].task.id]
-    assert "one task" in Weighted("PDIS").estimate(one, exact_probe(p, e, one), 0).reason
+    assert "one task" in ImportanceSampling("PDIS").estimate(one, exact_probe(p, e, one), 0).reason
 
 
 def test_a_target_without_a_log_probability_is_asked_and_not_weighed(world, tmp_path):
@@ -267,7 +267,7 @@ def test_a_target_without_a_log_probability_is_asked_and_not_weighed(world, tmp_
     assert read_probe(write_probe(tmp_path / "probe.json.gz", probe)).logp is None
     other = exact_probe(p, uniform_policy(p), some, "reference", 1.0)
     assert mix_probes(probe, other, 0.3).logp is None and mix_probes(probe, other, 1.0).logp is other.logp
-    for form in FORMS: assert Weighted(form).estimate(some, mix_probes(probe, other, 0.3)).status == IMPOSSIBLE
+    for form in FORMS: assert ImportanceSampling(form).estimate(some, mix_probes(probe, other, 0.3)).status == IMPOSSIBLE
     with pytest.raises(UserError): stack(some, probe)
     with pytest.raises(UserError): probe.check(some[:5])
 
@@ -284,7 +284,7 @@ def test_bad_input_is_one_sentence(world):
     for call in (lambda: stack(pool, exact_probe(p, e, pool[:3])), lambda: stack(pool, replace(probe, logp=(np.zeros(99), *probe.logp[1:]))),
                  lambda: stack(pool, replace(probe, logp=(np.full(len(pool[0].turns), np.nan), *probe.logp[1:]))), lambda: stack(nan, probe),
                  lambda: stack(pool, probe, [np.full(len(x.turns), -np.inf) for x in pool]), lambda: stack(pool, probe, [np.zeros(1)] + [np.zeros(9)] * (len(pool) - 1)),
-                 lambda: Weighted("SNIPS"), lambda: Weighted("IS", "guessed"), lambda: fit_behavior(pool, None), lambda: probe_from_agent(TabularAgent("t", p, e), pool, 0.5)):
+                 lambda: ImportanceSampling("SNIPS"), lambda: ImportanceSampling("IS", "guessed"), lambda: fit_behavior(pool, None), lambda: probe_from_agent(TabularAgent("t", p, e), pool, 0.5)):
         with pytest.raises(UserError) as err: call()
         assert "\n" not in str(err.value)
 
@@ -301,7 +301,7 @@ def test_behavior_fitted_before_is_used_as_it_is(world):
     p, b, e, pool = world
     probe, domain = exact_probe(p, e, pool), TabularDomain()
     before = tuple(fit_behavior(pool, domain))
-    assert Weighted("WIS", "estimated", denominator=before).estimate(pool, probe).value == Weighted("WIS", "estimated", domain=domain).estimate(pool, probe).value
+    assert ImportanceSampling("WIS", "estimated", denominator=before).estimate(pool, probe).value == ImportanceSampling("WIS", "estimated", domain=domain).estimate(pool, probe).value
 
 
 def test_a_probe_survives_being_written(world, tmp_path):
@@ -352,11 +352,11 @@ def test_a_mean_weight_far_from_one_is_said_whatever_the_form():
     missing = plain_logs(np.where(rng.random(400) < 0.13, 0.0, -np.inf))
     for form in FORMS:
         for logs, word in ((small, "most"), (missing, "most"), (plain_logs(np.where(rng.random(400) < 0.75, 0.0, -np.inf)), "part")):
-            e = Weighted(form).from_logs(logs)
+            e = ImportanceSampling(form).from_logs(logs)
             assert e.status == UNRELIABLE and "where 1 is expected" in e.reason and f"{word} of what the target does was never logged" in e.reason, (form, e)
-        assert "do not belong together" in Weighted(form).from_logs(plain_logs(2 + 0.3 * rng.normal(size=200))).reason
-        assert Weighted(form).from_logs(plain_logs(0.3 * rng.normal(size=200) - 0.045)).status == ESTIMATED
-    assert Weighted("IS").from_logs(small).notes["log_mean_weight"] == pytest.approx(-50 + 0.045, abs=0.1)
+        assert "do not belong together" in ImportanceSampling(form).from_logs(plain_logs(2 + 0.3 * rng.normal(size=200))).reason
+        assert ImportanceSampling(form).from_logs(plain_logs(0.3 * rng.normal(size=200) - 0.045)).status == ESTIMATED
+    assert ImportanceSampling("IS").from_logs(small).notes["log_mean_weight"] == pytest.approx(-50 + 0.045, abs=0.1)
 
 
 def test_the_error_of_the_mean_weight_is_clustered_by_task():
@@ -381,7 +381,7 @@ def test_every_limit_of_the_rule_decides_at_its_place():
 
 def test_the_interval_has_tasks_as_clusters_and_their_number_as_freedom():
     x, task = np.repeat([0.0, 1.0, 2.0, 3.0, 5.0], 20), np.repeat(np.arange(5), 20)
-    e = Weighted("IS").from_logs(plain_logs(np.zeros(100), x, task))
+    e = ImportanceSampling("IS").from_logs(plain_logs(np.zeros(100), x, task))
     half = stats.t.ppf(0.95, 4) * stats.sem([0.0, 1.0, 2.0, 3.0, 5.0])
     assert e.value == pytest.approx(2.2) and e.interval == pytest.approx((2.2 - half, 2.2 + half))
 
@@ -410,7 +410,7 @@ def test_an_agent_is_told_what_was_really_done(world):
         name, has_log_prob = "echo", False
         def session(self, tasks): self.told = {}; return self
         def act(self, rows, states, rngs): return [self.told.get(i, "first") for i in rows]
-        def took(self, rows, states, actions): self.told.update(zip(rows, actions))
+        def observe(self, rows, states, actions): self.told.update(zip(rows, actions))
     probe = agent_probe(Echo(), pool[:20], m=2)
     for episode, row in zip(pool, probe.actions):
         assert row == tuple((a, a) for a in ("first", *[t.action for t in episode.turns[:-1]]))
@@ -460,7 +460,7 @@ def test_the_mixture_of_loggers_is_unbiased_where_no_logger_alone_is(seed):
         assert abs(expected(pool, prob, np.exp(shift) * x) - value(p, e)) < 1e-12
         assert abs(expected(pool, prob, np.exp(s) * per_logger) - value(p, e)) > 0.05
     assert abs(expected(pool, prob, np.exp(stack(pool, probe, below).logw[:, -1])) - 1) < 1e-12
-    known, mixed = Weighted("IS"), Weighted("IS", "mixture", denominator=tuple(below))
+    known, mixed = ImportanceSampling("IS"), ImportanceSampling("IS", "mixture", denominator=tuple(below))
     assert mixed.name == "IS, mixture of loggers" and known.name == "IS"
     assert mixed.estimate(pool, probe).value != known.estimate(pool, probe).value
     half = [i for i, x in enumerate(pool) if x.policy == "two"]
@@ -492,7 +492,7 @@ def test_loggers_are_put_together_from_probes_and_checked_against_what_they_wrot
     for given, word in (({k: v for k, v in found.items() if k[0] != "two"}, "not given"), (dict(found, extra=[]) | {("two", 0.25): found["two", 0.25][:3]}, "one array per episode"),
                         ({k: [np.full(len(x), -np.inf) for x in v] for k, v in found.items()}, "none of the loggers")):
         with pytest.raises(UserError, match=word): mixture_behavior(pool, given)
-    with pytest.raises(UserError, match="must be given"): Weighted("IS", "mixture")
+    with pytest.raises(UserError, match="must be given"): ImportanceSampling("IS", "mixture")
     assert sum(map(len, mixture_behavior(pool, found))) == sum(len(x.turns) for x in pool)
 
 
@@ -501,17 +501,17 @@ def test_an_episode_without_a_turn_is_named(world):
     probe = exact_probe(p, e, pool)
     none = [*pool[:3], replace(pool[3], turns=()), *pool[4:]]
     cut = replace(probe, **{k: tuple(r[:0] if i == 3 else r for i, r in enumerate(getattr(probe, k))) for k in ("logp", "actions", "weights")})
-    for call in (lambda: stack(none, cut), lambda: Weighted("IS").estimate(none, cut), lambda: mixture_behavior(none, {("behavior", 0.0): list(cut.logp)})):
+    for call in (lambda: stack(none, cut), lambda: ImportanceSampling("IS").estimate(none, cut), lambda: mixture_behavior(none, {("behavior", 0.0): list(cut.logp)})):
         with pytest.raises(UserError, match="episode 3 holds no turn"): call()
 
 
 def test_dropping_ended_episodes_is_never_called_an_estimate_of_the_value():
     logs = random_logs(400, spread=0.1)
-    assert Weighted("step-WIS").from_logs(logs).status == ESTIMATED
-    e = Weighted("step-WIS", after_end="zero").from_logs(logs)
+    assert ImportanceSampling("step-WIS").from_logs(logs).status == ESTIMATED
+    e = ImportanceSampling("step-WIS", after_end="zero").from_logs(logs)
     assert e.status == UNRELIABLE and "not the value of the process" in e.reason
     full = replace(logs, alive=np.ones_like(logs.alive))
-    assert Weighted("step-WIS", after_end="zero").from_logs(full).status == ESTIMATED
+    assert ImportanceSampling("step-WIS", after_end="zero").from_logs(full).status == ESTIMATED
 
 
 def test_a_value_too_small_for_a_double_is_not_zero():
@@ -520,7 +520,7 @@ def test_a_value_too_small_for_a_double_is_not_zero():
     for nats in (-710.0, -900.0):
         logs = Logs(np.full((40, 1), nats), 1 + key_rng(0, "small").random((40, 1)), alive, task)
         for form in ("IS", "PDIS"):
-            found = Weighted(form).from_logs(logs)
+            found = ImportanceSampling(form).from_logs(logs)
             assert found.status == IMPOSSIBLE and "too small for a double" in found.reason, (form, nats)
 
 

@@ -21,7 +21,7 @@ from adwm.webshop import WebShopSimulator, expert, generated_shop, sample_goals
 class PlainSession:
     "The same policy without cache, grouping or early stop: one row and one token at a time."
     def __init__(self, agent, tasks): self.agent, self.inner = agent, agent.session(tasks)
-    def took(self, rows, states, actions): self.inner.took(rows, states, actions)
+    def observe(self, rows, states, actions): self.inner.observe(rows, states, actions)
 
     @torch.no_grad()
     def act(self, rows, states, rngs):
@@ -33,7 +33,7 @@ class PlainSession:
                 p = np.exp(logits - logits.max()).cumsum()
                 token = int(ok[min(np.searchsorted(p, (rng.random() if len(ok) > 1 else 0) * p[-1], side="right"), len(p) - 1)])
                 cursor.push(token); text.append(token)
-            out.append(self.agent.domain.hear(self.agent.vocab.text(cursor.ids[:-1]), s.obs, s.choices))
+            out.append(self.agent.domain.parse(self.agent.vocab.text(cursor.ids[:-1]), s.obs, s.choices))
         return out
 
 

@@ -26,7 +26,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from adwm import alfworld, evaluation, hotpotqa, webshop
+from adwm import alfworld, hotpotqa, stages, webshop
 from adwm.adapter import Adapter, load_adapter, save_adapter
 from adwm.agents import LMAgent
 from adwm.catalogue import generate_catalogue, write_catalogue
@@ -38,7 +38,7 @@ from adwm.preference import Judge, judge_files, load_agent
 from adwm.recipes import is_made
 from adwm.rollouts import make_rows, rollout
 from adwm.policies import ScriptedPolicy
-from adwm.runs import check_parameters, load_config, read_cell
+from adwm.config import check_parameters, load_config, read_cell
 from adwm.training import Recipe, build_model, save_checkpoint, train_tokenizer
 from adwm.weights import Probe, read_probe, write_probe
 from adwm.world_model import ActionSpace, ModelConfig, load_model, new_model, save_model
@@ -110,15 +110,15 @@ def loaded(cell, text):
     def run(folder):
         (folder / f"{cell}.yaml").write_text(text, encoding="utf-8")
         config = load_config(cell=cell, folder=folder)
-        evaluation.load_data(evaluation.freeze(config))
-        return evaluation.freeze(config)
+        stages.load_data(stages.freeze(config))
+        return stages.freeze(config)
     return run
 
 
 def params():
     "Wrong values at every kind of place, names that are nearly right, combinations, text that is no YAML."
     seen, texts = set(), {c: yaml.safe_dump(read_cell(c, root() / "params"), sort_keys=False) for c in CELLS}
-    sound = {c: evaluation.freeze(load_config(cell=c)) for c in CELLS}
+    sound = {c: stages.freeze(load_config(cell=c)) for c in CELLS}
 
     def case(cell, name, values, *marks, right=""):
         text = values if isinstance(values, str) else yaml.safe_dump(values, sort_keys=False)
@@ -458,8 +458,8 @@ def assets(base):
         yield Case(kind, f"the configuration has another {what}", of(lambda p: None, lambda p, s=changed: use(p, s)), sound, ("manifest.json" if what != "c" else "small", what))
     full = load_config()
     folder = root() / "assets" / "webshop-iter1"
-    pool_, made = read_episodes(folder / "pool.jsonl.gz"), check_assets(folder, evaluation.spec_of(full))
-    def logged(change): return lambda f: (check_logged(change(pool_), made, "the pool"), evaluation.check_pool(full, change(pool_)))[0]
+    pool_, made = read_episodes(folder / "pool.jsonl.gz"), check_assets(folder, stages.spec_of(full))
+    def logged(change): return lambda f: (check_logged(change(pool_), made, "the pool"), stages.check_pool(full, change(pool_)))[0]
     for name, change, *marks in (("half of the pool renamed", lambda es: [replace(e, policy="x") if i % 2 else e for i, e in enumerate(es)], "the pool"), ("an episode missing", lambda es: es[1:], "the pool"), ("a target among the loggers", lambda es: [replace(es[0], policy="b-early"), *es[1:]], "the pool"),
                                  ("another epsilon", lambda es: [replace(es[0], epsilon=.3), *es[1:]], "the pool")):
         yield Case(kind, f"pool: {name}", logged(change), "refused", tuple(marks))

@@ -58,7 +58,7 @@ def report(samples):
 
 def configured(args):
     "The cell's configuration with one seed and a cache of its own; a world model is only as large as the cell's unless it is to be trained."
-    from adwm.runs import load_config
+    from adwm.config import load_config
     config = load_config(cell=args.cell, seeds="0")
     fits = config.fits if args.trained else {name: replace(part, train=part.train | dict(joint=20, cached=100)) for name, part in config.fits.items()}
     return replace(config, fits=fits, cache=".cache/memory", estimators=tuple(replace(e, seeds=()) for e in config.estimators))
@@ -66,7 +66,7 @@ def configured(args):
 
 def jobs_of(config, args):
     "The jobs of one stage that concern the agents; of the estimator, where the stage has several."
-    from adwm.evaluation import plan
+    from adwm.stages import plan
     jobs = [job for job in plan(config)[args.stage] if set(job) & set(args.agents.split(",")) and job[0] in (args.estimator, job[-1])]
     if not jobs: raise SystemExit(f"no job of the stage '{args.stage}' concerns {args.agents}")
     return jobs
@@ -74,14 +74,14 @@ def jobs_of(config, args):
 
 def run_stage(args):
     "Make what the stage needs, or run it again where that is there."
-    from adwm.evaluation import STAGES, cache_folder, fit_stage, freeze
-    from adwm.runs import run_jobs
+    from adwm.stages import STAGES, cache_folder, fit_stage, freeze
+    from adwm.config import run_jobs
     config = configured(args)
     text, fit = freeze(config), config.estimators[args.estimator].fit
     if args.prepare:
         for old in cache_folder(config).glob("[!f]*"): shutil.rmtree(old)   # all but the fits
         if args.stage == "imagination" and fit: fit_stage(text, fit)
-    else: run_jobs([(f"adwm.evaluation.{STAGES[args.stage].__name__}", (text, *job)) for job in jobs_of(config, args)], config.workers, args.stage)
+    else: run_jobs([(f"adwm.stages.{STAGES[args.stage].__name__}", (text, *job)) for job in jobs_of(config, args)], config.workers, args.stage)
 
 
 def main():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adwm.core import UserError, from_dict, root
-from adwm.runs import (ENVIRONMENTS, EstimatorPart, RunConfig, check_parameters, checked, load_config, overlay, parse_seeds, profiles_of, read_cell, run_jobs, schema,
+from adwm.config import (ENVIRONMENTS, EstimatorPart, RunConfig, check_parameters, checked, load_config, overlay, parse_seeds, profiles_of, read_cell, run_jobs, schema,
                        write_schema)
 
 CELLS = sorted(p.stem for p in (root() / "params").glob("*.yaml"))
@@ -177,7 +177,7 @@ def essence(node):
 
 def test_the_schema_is_that_of_the_configuration_and_every_file_names_it(tmp_path):
     committed = json.loads((root() / "params" / "schema.json").read_text())
-    assert essence(committed) == essence(json.loads(write_schema(tmp_path / "schema.json").read_text())), "run the command of nbs/61_runs.ipynb again"
+    assert essence(committed) == essence(json.loads(write_schema(tmp_path / "schema.json").read_text())), "run the command of nbs/61_config.ipynb again"
     assert essence(committed)["$defs"]["Imagine"]["properties"]["relation"]["enum"] == ["mode", "sample", "off"]
     for cell in CELLS: assert (root() / "params" / f"{cell}.yaml").read_text().startswith("# yaml-language-server: $schema=schema.json\n")
 
@@ -226,10 +226,10 @@ def test_environments_name_real_cells():
 
 def test_a_cell_without_assets_says_how_to_make_them(monkeypatch, tmp_path):
     import dataclasses
-    from adwm import evaluation
-    (tmp_path / "assets").mkdir(); monkeypatch.setattr(evaluation, "root", lambda: tmp_path)
+    from adwm import stages
+    (tmp_path / "assets").mkdir(); monkeypatch.setattr(stages, "root", lambda: tmp_path)
     with pytest.raises(UserError, match="are not in the repository: there is no folder .*; correct .*, or make them with: papermill .* -p source remake"):
-        evaluation.load_data(evaluation.freeze(dataclasses.replace(load_config(), title="nothing here")))
+        stages.load_data(stages.freeze(dataclasses.replace(load_config(), title="nothing here")))
 
 
 def test_aims_and_the_papers_pool():
@@ -241,19 +241,19 @@ def test_aims_and_the_papers_pool():
 
 
 def test_what_remakes_a_cell():
-    from adwm.evaluation import remake_command
+    from adwm.stages import remake_command
     assert remake_command(load_config(cell="hotpotqa-prm")) == "papermill nbs/eval.ipynb outputs/eval-hotpotqa-prm-remade.ipynb -p cell hotpotqa-prm -p source remake"
     assert "-p profile smoke" in remake_command(load_config(profile="smoke"))
 
 
 def test_best_of_n_is_hashed_where_it_acts_and_nowhere_else():
-    from adwm.evaluation import agent_code
+    from adwm.stages import agent_code
     config = load_config(cell="hotpotqa-prm")
     assert agent_code(config, "a-prm") == ("preference",) and agent_code(config, "b-mid", "a-dpo0", "reference") == ()
     assert agent_code(load_config(), *load_config().collect.targets) == ()
 
 
 def test_the_perfect_simulator_plays_as_often_as_ours():
-    from adwm.evaluation import seeds_of
+    from adwm.stages import seeds_of
     assert seeds_of(load_config(cell="alfworld-iter3")) == (0, 1, 2, 3) and seeds_of(load_config(cell="alfworld-iter3"), "fresh") == (0,)
     assert seeds_of(c := load_config(cell="webshop-iter1")) == tuple(c.imagine.seeds)
