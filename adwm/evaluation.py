@@ -21,7 +21,7 @@ def evaluate(
     config_json, clock = freeze(config), Stopwatch()
     def run(stage, jobs):
         todo = [a for a in jobs if not is_cached(lambda: STAGES[stage](config_json, *a))]
-        if todo: run_jobs([(f"adwm.evaluation.{STAGES[stage].__name__}", (config_json, *a)) for a in todo], config.workers, stage)
+        if todo: run_jobs([(f"adwm.stages.{STAGES[stage].__name__}", (config_json, *a)) for a in todo], config.workers, stage)
     data = clock("data", lambda: load_data(config_json))
     for stage, jobs in plan(config).items(): clock(stage, lambda: run(stage, jobs))
     return clock("rows", lambda: Evaluation(config, data, clock.seconds))
