@@ -460,7 +460,7 @@ class Evaluation(Classical):
 
     def save(self, folder: str | Path | None = None) -> Path:
         "Write rows.csv, summary.csv, timings.csv and the figure into outputs/<cell>/."
-        from adwm.plots import save_figure
+        from adwm.style import save_figure
         folder = Path(folder) if folder else label_folder(self.config)
         atomic_write(folder / "rows.csv", self.rows.round(6).to_csv(index=False, lineterminator="\n"))
         atomic_write(folder / "summary.csv", self.summary().round(6).to_csv(lineterminator="\n"))
