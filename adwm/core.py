@@ -243,11 +243,13 @@ def stage_key(
 
 @lru_cache(maxsize=None)
 def source_hash(
-    *modules: str,  # module names of this package, e.g. "world_model"
+    *modules: str,  # module names of this package, e.g. "world_model", or of another, e.g. "my_package.lamps"
 ) -> str:           # 12 hexadecimal digits
     "A hash of the code of the modules that a stage uses: change it, and the stage runs again; comments do not count."
     here = Path(sys.modules[UserError.__module__].__file__ if UserError.__module__ != "__main__" else root() / "adwm" / "core.py").parent
-    return hashlib.sha256("".join(ast.dump(ast.parse((here / f"{m}.py").read_text(encoding="utf-8"))) for m in sorted(modules)).encode()).hexdigest()[:12]
+    own = lambda m: here / f"{m}.py"
+    files = [own(m) if own(m).is_file() else Path(sys.modules[m].__file__) for m in sorted(modules)]
+    return hashlib.sha256("".join(ast.dump(ast.parse(f.read_text(encoding="utf-8"))) for f in files).encode()).hexdigest()[:12]
 
 # %% ../nbs/00_core.ipynb #a93222d1
 @contextmanager
