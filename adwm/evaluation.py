@@ -77,7 +77,7 @@ def evaluate(
         label = f"{config.cell}, stage {i} of {len(jobs)}, {stage}"
         computed = clock(stage, lambda: run_stage(bench, stage, todo, label))
         if todo: tell(f"{label}: {computed} of {len(todo)} jobs computed, the others found; {clock.seconds[stage]:.0f} s", done=True)
-    return clock("rows", lambda: Evaluation(config, bench.data, clock.seconds))
+    return clock("rows", lambda: Evaluation(bench, clock.seconds))
 
 def run_stage(bench: Workbench, stage: str, jobs: list[tuple], label: str) -> int:   # how many were computed
     "Compute those jobs of a stage that are not in the cache."

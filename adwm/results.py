@@ -25,8 +25,8 @@ from .metrics import (ROW, episode_array, floor_rows, mae, noise_floor, paired_i
                           summary_table, truth_table, value_interval, with_truth)
 from .policies import ReferencePolicy
 from .rollouts import make_rows, rollout
-from .stages import (STAGES, Data, adapter_stage, agent_of, assets_folder, check_stage, classical_stage, domain_of, fit_stage,
-                         freeze, imagine_stage, imagined, judged, loggers, logs, plan, read_gate, seeds_of, status_of)
+from .stages import (STAGES, Workbench, adapter_stage, assets_folder, check_stage, classical_stage, fit_stage, imagine_stage, imagined,
+                         judged, loggers, plan, read_gate, seeds_of, simulates, status_of, values)
 
 # %% ../nbs/63_results.ipynb #48b98c1a
 RESAMPLES = 2000   # of tasks and seeds, for an interval
@@ -80,17 +80,14 @@ def compare(
 # %% ../nbs/63_results.ipynb #876871a7
 class Evaluation:
     "A finished run: estimates of every estimator with the truth beside them, one row each."
-    def __init__(self, config: RunConfig, data: Data, seconds: dict):
-        self.config, self.data, self.seconds = config, data, seconds   # seconds: stage -> on the wall
+    def __init__(self, bench: Workbench, seconds: dict):
+        self.bench, self.config, self.data, self.seconds = bench, bench.config, bench.data, seconds   # seconds: stage -> on the wall
+        config, numbers = bench.config, range(len(bench.config.estimators))
         self.truth = {split: read_truth_frame(config, split) for split in ("pool", "fresh")}
-        self.gates = {i: read_gate(config, i) for i in range(len(config.estimators))}
-        self.episodes = {i: imagined(config, i) for i in range(len(config.estimators))}
+        self.gates = {i: read_gate(bench, i) for i in numbers}
+        self.episodes = {i: imagined(bench, i) for i in numbers if simulates(config, i)}
         self.fresh = {p.name for p in config.estimators if p.split == "fresh"}   # estimators on tasks that the pool never saw
         self.rows = self._rows()
-
-    def _text(self) -> str:
-        "The configuration as the stages take it."
-        return freeze(self.config)
 
     def _rows(self) -> pd.DataFrame:
         "Rows on the pool's tasks, then guesses that know nothing, then rows on fresh tasks; all with their truth."
@@ -104,7 +101,8 @@ class Evaluation:
         return pd.concat([pool, *floors, fresh], ignore_index=True)
 
     def _judged(self, number: int) -> pd.DataFrame:
-        "Rows of one imagined estimator with their truth."
+        "Rows of one line of the configuration with their truth."
+        if number not in self.episodes: return compare(self.value_rows(number), self.truth["pool"], {t.id for t in self.data.tasks})
         part, episodes = self.config.estimators[number], self.episodes[number]
         rows = estimate_rows(self.config, part, episodes, status_of(part, self.gates[number]))
         return compare(rows, self.truth[part.split], set(episodes["task_id"]))
@@ -140,7 +138,7 @@ BOUNDS = ["value", "lower", "upper"]
 @patch
 def classical_logs(self: Evaluation) -> list[Episode]:
     "The logged episodes that the classical estimators weigh."
-    return logs(self._text(), self.config.classical.pool)[0]
+    return self.bench.logs(self.config.classical.pool)[0].episodes
 
 @patch
 def classical_rows(self: Evaluation) -> pd.DataFrame:
@@ -148,7 +146,7 @@ def classical_rows(self: Evaluation) -> pd.DataFrame:
     out, n = [], len(self.classical_logs())
     told = lambda line: ": ".join(filter(None, (line["status"], line["reason"])))
     for agent in [*self.config.collect.targets, ReferencePolicy.name]:
-        lines = pd.DataFrame(json.loads((classical_stage(self._text(), agent) / "estimates.json").read_text()))
+        lines = pd.DataFrame(json.loads((classical_stage(self.bench, agent) / "estimates.json").read_text()))
         for (name, epsilon), some in lines.groupby(["estimator", "epsilon"], sort=False):
             fixed = dict(cell=self.config.cell, setting="classical", estimator=name, policy=shared_name(agent, epsilon),
                          epsilon=epsilon, metric="reward", n_rollouts=n) | UNMEASURED
@@ -157,6 +155,21 @@ def classical_rows(self: Evaluation) -> pd.DataFrame:
             mean = {k: some[k].astype(float).mean(skipna=False) for k in BOUNDS}
             out.append(fixed | mean | dict(seed="all", status=told(worst)))
             out += [fixed | {k: r[k] for k in BOUNDS} | dict(seed=r["seed"], status=told(r)) for r in records if r["seed"] != "all"]
+    return pd.DataFrame(out, columns=ROW).astype({k: float for k in BOUNDS})
+
+# %% ../nbs/63_results.ipynb #c0731129
+@patch
+def value_rows(
+    self: Evaluation,
+    number: int,       # of a line whose estimator is no simulator
+) -> pd.DataFrame:     # rows without truth
+    "Rows of an estimator that answers with values: anybody's, by its name or import path."
+    part, out = self.config.estimators[number], []
+    for (agent, epsilon), found in values(self.bench, number).items():
+        doubt = "" if found.verdict in ("trust", "not checked") else "unreliable"
+        status = ": ".join(filter(None, (doubt or "estimated", "; ".join(found.reasons) if doubt else "")))
+        out.append(dict(cell=self.config.cell, setting=part.setting, estimator=part.name, policy=shared_name(agent, epsilon), epsilon=epsilon, seed="all",
+                        metric="reward", value=found.value, lower=found.interval[0], upper=found.interval[1], n_rollouts=len(found.imagined), status=status) | UNMEASURED)
     return pd.DataFrame(out, columns=ROW).astype({k: float for k in BOUNDS})
 
 # %% ../nbs/63_results.ipynb #db759b45
@@ -196,7 +209,7 @@ def self_check(
     fresh: bool = False,   # for estimates on fresh tasks
 ) -> dict:                 # line, verdict, table
     "The self-checks as they were saved."
-    return json.loads((check_stage(self._text(), fresh) / "checks.json").read_text())
+    return json.loads((check_stage(self.bench, fresh) / "checks.json").read_text())
 
 @patch
 def verdict(
@@ -223,7 +236,7 @@ def gate_table(self: Evaluation) -> pd.DataFrame:
     bounds = lambda x: f"{x[0]:.2f} [{x[1]:.2f}, {x[2]:.2f}]"
     lines = [dict(estimator=f"{p.setting}/{p.name}", readout=p.readout, R2=bounds(gate["r2"]), AUC=bounds(gate["auc"]),
                   ends=gate["n"], tasks=gate["tasks"], passed=gate["passed"], reasons="; ".join(gate["reasons"]))
-             for p, gate in zip(self.config.estimators, self.gates.values()) if p.readout != "logged"]
+             for p, gate in ((self.config.estimators[i], self.gates[i]) for i in self.episodes) if p.readout != "logged"]
     return pd.DataFrame(lines).set_index("estimator")
 
 @patch
@@ -238,9 +251,9 @@ def readout_bias(
 def adapter_table(self: Evaluation) -> pd.DataFrame:
     "Every adapter on held-out tasks: retrieval against chance, and agreement of the agent's actions with its actions on text."
     lines = {}
-    for part in self.config.estimators:
+    for number, part in enumerate(self.config.estimators):
         for agent in judged(self.config, part) if part.adapter else ():
-            folder = adapter_stage(self._text(), part.adapter, part.fit, agent)
+            folder = adapter_stage(self.bench, number, agent)
             lines[part.adapter, agent] = json.loads((folder / "report.json").read_text())
     return pd.DataFrame(lines).T.rename_axis(["adapter", "agent"]) if lines else nothing("no estimator of this cell reads soft tokens")
 
@@ -511,7 +524,7 @@ def curve_table(
 def diagnostics(self: Evaluation) -> pd.DataFrame:
     "Weights, with the mixture of loggers too, trajectories that a target cannot produce, and coverage of its actions."
     if not self.config.classical: return nothing("this cell asks for no classical estimators")
-    folders = [classical_stage(self._text(), a) for a in (*self.data.targets, ReferencePolicy.name)]
+    folders = [classical_stage(self.bench, a) for a in (*self.data.targets, ReferencePolicy.name)]
     table = pd.DataFrame([line for f in folders for line in json.loads((f / "diagnostics.json").read_text())])
     return table.assign(policy=table["policy"].where(table["epsilon"] < 1, "shared")).set_index(["policy", "epsilon"])
 
@@ -548,7 +561,7 @@ def real_episodes(
     "The same agent on the same tasks in the real environment, as when the truth was measured; raises UserError without its engine."
     from adwm.collection import cell_tasks
     config, (simulator, _) = self.config, cell_tasks(spec_of(self.config))
-    return rollout(simulator, agent_of(self._text(), agent), make_rows(tasks), config.collect.truth_seed, config.horizon, env=config.env)
+    return rollout(simulator, self.bench.agent(agent), make_rows(tasks), config.collect.truth_seed, config.horizon, env=config.env)
 
 # %% ../nbs/63_results.ipynb #cd7bb919
 @patch
@@ -561,11 +574,11 @@ def transcript(
 ) -> str:
     "The first k imagined episodes of the first seed, each beside a real one of the same agent and task."
     config, (number,) = self.config, [i for i, p in enumerate(self.config.estimators) if (p.setting, p.name) == (setting, estimator)]
-    folder = imagine_stage(self._text(), number, agent)
+    folder = imagine_stage(self.bench, number, agent)
     some = read_episodes(folder / f"seed-{config.imagine.seeds[0]}.jsonl", config.env)[:k or config.show]
     try: real, missing = self.real_episodes(agent, [e.task for e in some]), ""
     except UserError as err: real, missing = [None] * len(some), f"Imagined episodes alone: {err}\n\n"   # logs suffice to estimate
-    return missing + "\n\n".join(side_by_side(a, b, domain_of(config.env)) for a, b in zip(some, real))
+    return missing + "\n\n".join(side_by_side(a, b, self.bench.domain) for a, b in zip(some, real))
 
 # %% ../nbs/63_results.ipynb #756a2c70
 @patch
@@ -573,16 +586,16 @@ def losses(self: Evaluation) -> "Figure":
     "Loss curves of one world model per setting, the one behind its first estimator (the paper's Fig. 3)."
     from adwm.fitting import Fitted
     from adwm.style import loss_curves
-    first = {p.setting: p.fit for p in reversed(self.config.estimators) if p.fit and p.setting in ("ours", "paper")}
-    names = [first[s] for s in ("ours", "paper") if s in first]
-    return loss_curves({name: Fitted.load(fit_stage(self._text(), name)).curves for name in names})
+    first = {p.setting: (p.fit, i) for i, p in reversed(list(enumerate(self.config.estimators))) if p.fit and p.setting in ("ours", "paper")}
+    lines = [first[s] for s in ("ours", "paper") if s in first]
+    return loss_curves({name: Fitted.load(fit_stage(self.bench, number)).curves for name, number in lines})
 
 @patch
 def work(self: Evaluation) -> dict:
     "Stage -> seconds that its jobs took when they were computed, added up over processes."
     seconds = {}
-    for stage, jobs in plan(self.config).items():
-        files = [STAGES[stage](self._text(), *a) / "seconds.txt" for a in jobs]
+    for stage, jobs in plan(self.bench).items():
+        files = [STAGES[stage](self.bench, *a) / "seconds.txt" for a in jobs]
         if all(f.is_file() for f in files): seconds[stage] = sum(float(f.read_text()) for f in files)
     return seconds
 
