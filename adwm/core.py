@@ -336,8 +336,11 @@ def code_key(
     *roots,   # functions, classes or instances: the function that a stage runs, and what it is handed
 ) -> str:     # 12 hexadecimal digits
     "A hash of the code that can decide a result."
-    typed = [r for r in (x if hasattr(x, "__qualname__") else type(x) for x in roots) if r.__module__ == "__main__"]
-    return stage_key(dict(code={".".join(k): v for k, v in code_closure(*roots).items()}, typed=[_typed(r) for r in typed]))
+    return _code_key(tuple(x if hasattr(x, "__qualname__") else type(x) for x in roots))
+
+@lru_cache(maxsize=256)
+def _code_key(roots):
+    return stage_key(dict(code={".".join(k): v for k, v in code_closure(*roots).items()}, typed=[_typed(r) for r in roots if r.__module__ == "__main__"]))
 
 def _typed(x) -> str:
     "The text of something that was typed into a notebook or a script."

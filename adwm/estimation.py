@@ -26,7 +26,7 @@ import pandas as pd
 
 from .core import UserError, atomic_write, cached, code_key, from_dict, key_rng, patch, stage_key
 from .envs import Domain, Simulator, State
-from .episodes import Episode, Task, read_episodes, split_by_task, to_line, write_episodes
+from .episodes import Episode, Task, read_episodes, split_by_task, write_episodes
 from .metrics import value_interval
 from .policies import Policy, ReferencePolicy
 from .readouts import Endings, TextReadout, gate
@@ -289,7 +289,7 @@ class Logs:
     "Episodes that are known by their content: equal logs are equal, and what was learnt from them is found again."
     def __init__(self, episodes: list[Episode]):
         self.episodes = list(episodes)
-        self.digest = sha256("\n".join(map(to_line, self.episodes)).encode()).hexdigest()[:16]
+        self.digest = sha256("\n".join(map(repr, self.episodes)).encode()).hexdigest()[:16]
 
     def __hash__(self): return hash(self.digest)
     def __eq__(self, other): return isinstance(other, Logs) and self.digest == other.digest
@@ -451,10 +451,11 @@ def ask_gate(self: Simulated, logs: Logs, domain: Domain, how: EvalConfig) -> di
     return ask(logs.episodes, self.view(domain), how.first, how.folds)
 
 @patch
-def fit(self: Simulated, logs: list[Episode], domain: Domain, how: EvalConfig) -> "FittedSimulator":
+def fit(self: Simulated, logs: list[Episode] | Logs, domain: Domain, how: EvalConfig) -> "FittedSimulator":
     "Learn the simulator, test its readout, question copies of it that did not see everything."
-    start, unit = time.perf_counter(), how.unit or max(e.ret for e in logs)
-    book = Logs(in_units(logs, 1 / unit))
+    start, given = time.perf_counter(), logs if isinstance(logs, Logs) else Logs(logs)
+    unit = how.unit or max(e.ret for e in given.episodes)
+    book = given if unit == 1 else Logs(in_units(given.episodes, 1 / unit))
     def learn(some):
         parts = self.learn(Logs(some), domain, how)
         return parts, self.simulator(parts, self.view(domain), how)

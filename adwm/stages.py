@@ -216,8 +216,9 @@ def how(self: Workbench, part: EstimatorPart) -> EvalConfig:
 @lru_cache(maxsize=2)
 def fitted(self: Workbench, number: int):   # FittedEstimator
     "A line's estimator on the logs that it may see."
-    part = self.config.estimators[number]
-    return self.estimator(number).fit(self.logs(part.pool)[0].episodes, self.domain, self.how(part))
+    part, it = self.config.estimators[number], self.estimator(number)
+    logs = self.logs(part.pool)[0]
+    return it.fit(logs if isinstance(it, Simulated) else logs.episodes, self.domain, self.how(part))
 
 # %% ../nbs/62_stages.ipynb #503484bf
 def judged(config: RunConfig, part: EstimatorPart) -> list[str]:
