@@ -8,7 +8,7 @@ __all__ = ['RESAMPLES', 'UNMEASURED', 'DOUBTS', 'BOUNDS', 'POST_DRAWS', 'shared_
            'curve_rho', 'curve_rhos', 'side_by_side', 'label_folder', 'Aim', 'aim', 'error_aims', 'rank_aims', 'Ranked',
            'rival_aims']
 
-# %% ../nbs/63_results.ipynb #6132bf04
+# %% ../nbs/63_results.ipynb #e671d074
 import dataclasses, json, tempfile
 from pathlib import Path
 from statistics import NormalDist
@@ -28,7 +28,7 @@ from .rollouts import make_rows, rollout
 from .stages import (STAGES, Data, adapter_stage, agent_of, assets_folder, check_stage, classical_stage, domain_of, fit_stage,
                          freeze, imagine_stage, imagined, judged, loggers, logs, plan, read_gate, seeds_of, status_of)
 
-# %% ../nbs/63_results.ipynb #48b98c1a
+# %% ../nbs/63_results.ipynb #8e1a6360
 RESAMPLES = 2000   # of tasks and seeds, for an interval
 UNMEASURED = dict(truth=np.nan, truth_se=np.nan, n_truth=0)   # what a row says of the truth until `compare` fills it in
 
@@ -57,7 +57,7 @@ def estimate_rows(
                                         value=value, lower=lower, upper=upper))
     return pd.DataFrame(out, columns=ROW)
 
-# %% ../nbs/63_results.ipynb #ac5874f5
+# %% ../nbs/63_results.ipynb #cb48d0b6
 def read_truth_frame(
     config: RunConfig,
     split: str = "pool",   # or "fresh"
@@ -77,7 +77,7 @@ def compare(
     tables = {m: truth_table(same, m) for m in rows["metric"].unique()}
     return pd.concat([with_truth(rows[rows["metric"] == m], t) for m, t in tables.items()], ignore_index=True)
 
-# %% ../nbs/63_results.ipynb #876871a7
+# %% ../nbs/63_results.ipynb #da70c91e
 class Evaluation:
     "A finished run: estimates of every estimator with the truth beside them, one row each."
     def __init__(self, config: RunConfig, data: Data, seconds: dict):
@@ -109,7 +109,7 @@ class Evaluation:
         rows = estimate_rows(self.config, part, episodes, status_of(part, self.gates[number]))
         return compare(rows, self.truth[part.split], set(episodes["task_id"]))
 
-# %% ../nbs/63_results.ipynb #b15dbc7c
+# %% ../nbs/63_results.ipynb #773fae07
 @patch
 def pool_value(
     self: Evaluation,
@@ -133,7 +133,7 @@ def nothing(
     "A table that says why it is empty."
     return pd.DataFrame({"nothing": [why]})
 
-# %% ../nbs/63_results.ipynb #b0d298b4
+# %% ../nbs/63_results.ipynb #4fc2c5d7
 DOUBTS = ("estimated", "unreliable", "cannot be estimated")   # what a classical estimate says of itself, from good to bad
 BOUNDS = ["value", "lower", "upper"]
 
@@ -159,7 +159,7 @@ def classical_rows(self: Evaluation) -> pd.DataFrame:
             out += [fixed | {k: r[k] for k in BOUNDS} | dict(seed=r["seed"], status=told(r)) for r in records if r["seed"] != "all"]
     return pd.DataFrame(out, columns=ROW).astype({k: float for k in BOUNDS})
 
-# %% ../nbs/63_results.ipynb #db759b45
+# %% ../nbs/63_results.ipynb #c0a41311
 @patch
 def setup(self: Evaluation) -> pd.DataFrame:
     "What is in use: data, tasks, agents."
@@ -189,7 +189,7 @@ def pool_table(self: Evaluation) -> pd.DataFrame:
     out["epsilon"] = ["" if np.isnan(e) else f"{e:g}" for e in out["epsilon"]]
     return out.astype({"tasks": "Int64"}).set_index(["pool", "policy", "epsilon"])
 
-# %% ../nbs/63_results.ipynb #c26a7d0c
+# %% ../nbs/63_results.ipynb #613dc393
 @patch
 def self_check(
     self: Evaluation,
@@ -216,7 +216,7 @@ def checks(
     table = pd.DataFrame(self.self_check(fresh)["table"]).set_index(["name", "item"])
     return table if every else table[table["verdict"] != "-"]
 
-# %% ../nbs/63_results.ipynb #98b3cdb0
+# %% ../nbs/63_results.ipynb #49a11c24
 @patch
 def gate_table(self: Evaluation) -> pd.DataFrame:
     "Every readout's held-out test: R^2 and AUC with 90 % bounds, and the verdict."
@@ -244,7 +244,7 @@ def adapter_table(self: Evaluation) -> pd.DataFrame:
             lines[part.adapter, agent] = json.loads((folder / "report.json").read_text())
     return pd.DataFrame(lines).T.rename_axis(["adapter", "agent"]) if lines else nothing("no estimator of this cell reads soft tokens")
 
-# %% ../nbs/63_results.ipynb #2fc438ed
+# %% ../nbs/63_results.ipynb #9e10f137
 @patch
 def table(
     self: Evaluation,
@@ -275,13 +275,13 @@ def best_agent(self: Evaluation, setting: str = "ours", estimator: str = "ADWM")
     table = self.table(setting, estimator).xs(0.0, level="epsilon")
     return str(table["value"].idxmax() if table["value"].notna().any() else table.index[0])
 
-# %% ../nbs/63_results.ipynb #62e72ba8
+# %% ../nbs/63_results.ipynb #93dd220d
 @patch
-def floor(
+def noise_floor(
     self: Evaluation,
     fresh: bool = False,               # on tasks that the pool never saw
     policies: list | None = None,      # (policy, epsilon) as rows name them; None: all
-) -> dict:                             # metric -> Floor
+) -> dict:                             # metric -> NoiseFloor
     "What a perfect simulator with as many rollouts as `ours` would score."
     split = "fresh" if fresh else "pool"
     t = truth_table(self.truth[split], "reward", len(seeds_of(self.config, split)))
@@ -289,21 +289,21 @@ def floor(
     return noise_floor(t["truth"], t["se_within"], t["se_rollout"], self.config.level, epsilon=t["epsilon"].to_numpy())
 
 @patch
-def floor_table(self: Evaluation) -> pd.DataFrame:
+def noise_floor_table(self: Evaluation) -> pd.DataFrame:
     "What a perfect simulator with the same counts would score, on the pool's tasks."
-    lines = {k: {"mean": v.value, "lower": v.lower, "upper": v.upper, "10th percentile": v.tenth} for k, v in self.floor().items()}
+    lines = {k: {"mean": v.value, "lower": v.lower, "upper": v.upper, "10th percentile": v.tenth} for k, v in self.noise_floor().items()}
     return pd.DataFrame(lines).T.rename_axis("perfect simulator")
 
-# %% ../nbs/63_results.ipynb #7526858f
+# %% ../nbs/63_results.ipynb #29839869
 @patch
 def figure(self: Evaluation, estimator: str = "ADWM") -> "Figure":
-    "The slide: estimate against truth with both error bars, errors on the same policies beside the floors."
+    "The slide: estimate against truth with both error bars, errors on the same policies beside what knows nothing."
     from adwm.plots import PAPER_FIVE, common_errors, estimate_figure
     rows = self.together()
     rows = rows[(rows["setting"] != "classical") | rows["estimator"].isin(PAPER_FIVE)]
-    floor = self.floor(policies=common_errors(rows).policies)["mae"]
+    noise_floor = self.noise_floor(policies=common_errors(rows).policies)["mae"]
     title = f"{self.config.cell}: imagined value against measured value, {self.config.level:.0%} intervals"
-    return estimate_figure(rows, estimator, floor=floor, title=title, level=self.config.level)
+    return estimate_figure(rows, estimator, noise_floor=noise_floor, title=title, level=self.config.level)
 
 @patch
 def epsilon_figure(self: Evaluation, estimator: str = "ADWM") -> "Figure | None":
@@ -313,7 +313,7 @@ def epsilon_figure(self: Evaluation, estimator: str = "ADWM") -> "Figure | None"
     if rows.loc[rows["estimator"] == estimator, "value"].isna().all(): return None
     return epsilon_curves(rows, estimator, title=f"{self.config.cell}: value over the share of random actions")
 
-# %% ../nbs/63_results.ipynb #919dc9e4
+# %% ../nbs/63_results.ipynb #738c7b1f
 class Difference(NamedTuple):
     "MAE of one estimator minus that of another on the same resampled tasks; below zero the first is better."
     first: str          # setting/name
@@ -340,11 +340,12 @@ def conclusions(
     "Sentences about a run, computed from it: under each heading what was told apart, and what was not."
     out = []
     for heading, found in groups.items():
+        if not found: continue   # this run holds nothing to compare
         apart = [d for d in found if d.verdict != "not told apart"]
         out += [f"**{heading}.** {len(apart)} of {len(found)} are told apart.", *(f"* {d.sentence()}" for d in found), ""]
     return "\n".join(out)
 
-# %% ../nbs/63_results.ipynb #213d56f4
+# %% ../nbs/63_results.ipynb #1bc593b9
 @patch
 def paired(
     self: Evaluation,
@@ -382,7 +383,7 @@ def against(
     same = lambda p: (p.setting, p.split, p.pool) == (own.setting, own.split, own.pool) and p.name != name
     return [self.paired(f"{setting}/{p.name}", whole) for p in self.config.estimators if own and same(p)]
 
-# %% ../nbs/63_results.ipynb #dbd8951a
+# %% ../nbs/63_results.ipynb #fb8513aa
 POST_DRAWS = 4000   # resamples of tasks
 
 @patch
@@ -402,7 +403,7 @@ def post_training(self: Evaluation) -> pd.DataFrame:
     if not lines: return nothing("no post-trained agent of this cell has a control that was trained on by plain imitation")
     return pd.DataFrame(lines).set_index("agent")
 
-# %% ../nbs/63_results.ipynb #12544b7a
+# %% ../nbs/63_results.ipynb #2c111381
 def training_spread(
     value: np.ndarray,   # (fits, policies)
     half: np.ndarray,    # half widths of their intervals, (fits, policies)
@@ -417,7 +418,7 @@ def training_spread(
             "MAE of the mean": mae(truth, value.mean(0)), "sd of a training": spread, "half width": float(half.mean()),
             "with training": float(wide.mean()), "coverage": covers(half), "coverage with training": covers(wide)}
 
-# %% ../nbs/63_results.ipynb #3a81d65c
+# %% ../nbs/63_results.ipynb #10f8433b
 def but_for_the_seed(
     config: RunConfig,
     part: EstimatorPart,
@@ -444,7 +445,7 @@ def trainings(self: Evaluation) -> pd.DataFrame:
     if not out: return nothing("no estimator of this cell stands on several fits that differ in their seed alone")
     return pd.DataFrame(out).T.rename_axis(["setting", "estimator"])
 
-# %% ../nbs/63_results.ipynb #cfc11023
+# %% ../nbs/63_results.ipynb #24fb0360
 def curve_rho(
     lines: pd.DataFrame,   # policy lines of one estimator
 ) -> float:
@@ -461,7 +462,7 @@ def curve_rhos(
     found = {k: curve_rho(g) for k, g in lines.groupby(["setting", "estimator"], sort=False)}
     return pd.Series(found).rename_axis(["setting", "estimator"])
 
-# %% ../nbs/63_results.ipynb #0b016576
+# %% ../nbs/63_results.ipynb #b83a7f50
 @patch
 def rivals(
     self: Evaluation,
@@ -492,7 +493,7 @@ def per_seed(self: Evaluation) -> pd.DataFrame:
         out |= {("rho over eps", seed): curve_rhos(policy_lines(some)), **{(c, seed): table[c] for c in table}}
     return pd.DataFrame(out).reindex(columns=["rho over eps", "rho eps=0", "MAE"], level=0).rename_axis(["setting", "estimator"])
 
-# %% ../nbs/63_results.ipynb #fbab316b
+# %% ../nbs/63_results.ipynb #aabeac3b
 @patch
 def curve_table(
     self: Evaluation,
@@ -521,7 +522,7 @@ def classical_figure(self: Evaluation) -> "Figure | None":
     from adwm.plots import classical_figure
     return classical_figure(self.curve_table(), self.diagnostics(), len(self.classical_logs())) if self.config.classical else None
 
-# %% ../nbs/63_results.ipynb #22b5c87a
+# %% ../nbs/63_results.ipynb #fdecd7dd
 def side_by_side(
     imagined: Episode,
     real: Episode | None,   # None: there is no engine to act in
@@ -550,7 +551,7 @@ def real_episodes(
     config, (simulator, _) = self.config, cell_tasks(spec_of(self.config))
     return rollout(simulator, agent_of(self._text(), agent), make_rows(tasks), config.collect.truth_seed, config.horizon, env=config.env)
 
-# %% ../nbs/63_results.ipynb #cd7bb919
+# %% ../nbs/63_results.ipynb #a56e5ccb
 @patch
 def transcript(
     self: Evaluation,
@@ -567,7 +568,7 @@ def transcript(
     except UserError as err: real, missing = [None] * len(some), f"Imagined episodes alone: {err}\n\n"   # logs suffice to estimate
     return missing + "\n\n".join(side_by_side(a, b, domain_of(config.env)) for a, b in zip(some, real))
 
-# %% ../nbs/63_results.ipynb #756a2c70
+# %% ../nbs/63_results.ipynb #511aafea
 @patch
 def losses(self: Evaluation) -> "Figure":
     "Loss curves of one world model per setting, the one behind its first estimator (the paper's Fig. 3)."
@@ -593,7 +594,7 @@ def timings(self: Evaluation) -> pd.DataFrame:
     out.loc["total"] = out.sum()
     return out.round(1)
 
-# %% ../nbs/63_results.ipynb #1c6eecbe
+# %% ../nbs/63_results.ipynb #f4eb661d
 def label_folder(
     config: RunConfig,
 ) -> Path:
@@ -620,7 +621,7 @@ def save(
     if curves is not None: save_figure(curves, folder / "curves.png")
     return folder
 
-# %% ../nbs/63_results.ipynb #7e2d27fd
+# %% ../nbs/63_results.ipynb #801997bc
 class Aim(NamedTuple):
     "A line of the table of aims."
     aim: str
@@ -643,7 +644,7 @@ def aim(
     wanted = f"{sign} {bound:.3g}" + (f" ({told})" if told else "") if np.isfinite(bound) else ""
     return Aim(what, value, wanted, f"n/a: {missing}" if missing else said)
 
-# %% ../nbs/63_results.ipynb #8c991fdc
+# %% ../nbs/63_results.ipynb #549578cf
 def error_aims(
     config: RunConfig,
     lines: pd.DataFrame,   # policy lines of `ours`
@@ -662,12 +663,12 @@ def error_aims(
     return [*out, aim("skill over the pool mean", summary["skill"], asked.skill, ">="),
             Aim(f"bias of the best agent, {best['policy']}", summary["bias of best"], wanted, "yes" if inside else "no")]
 
-# %% ../nbs/63_results.ipynb #2d47a646
+# %% ../nbs/63_results.ipynb #bdd295c7
 def rank_aims(
     config: RunConfig,
     lines: pd.DataFrame,   # policy lines of `ours`
     summary: pd.Series,    # its line of the summary table
-    floor: dict,           # metric -> Floor of a perfect simulator
+    noise_floor: dict,     # metric -> what a perfect simulator scores
 ) -> list[Aim]:
     "Order of agents at one epsilon: those that are apart, and all of them against a perfect simulator."
     asked, out = config.aims, []
@@ -677,12 +678,12 @@ def rank_aims(
         few = "" if apart >= asked.agents else f"{apart} agents are apart, {asked.agents} are needed"
         out.append(aim(f"Spearman at {tag}, {apart} agents {asked.apart:g} apart", summary.get(f"rho_apart {tag}", np.nan),
                        asked.rank, ">=", few))
-        tenth = floor[f"rho {tag}"].tenth if agents > 2 else np.nan
+        tenth = noise_floor[f"rho {tag}"].tenth if agents > 2 else np.nan
         out.append(aim(f"Spearman at {tag}, all {agents} agents", summary.get(f"rho {tag}", np.nan), tenth, ">=",
                        "" if agents > 2 else "a ranking needs three agents", "10th percentile of a perfect simulator"))
     return out
 
-# %% ../nbs/63_results.ipynb #7b4dce34
+# %% ../nbs/63_results.ipynb #f5e6258c
 class Ranked(NamedTuple):
     "Rank correlations of a rival and of `ours` on the agents that both estimated."
     rival: float
@@ -709,7 +710,7 @@ def rival_aims(
                        "" if best else "a ranking needs three agents", best))
     return out
 
-# %% ../nbs/63_results.ipynb #7b24de26
+# %% ../nbs/63_results.ipynb #a804292a
 @patch
 def lines(
     self: Evaluation,
@@ -738,6 +739,6 @@ def aims(self: Evaluation) -> pd.DataFrame:
     rivals = {e: self.lines(s, e) for s, e in every if s == "floor" or e == "raw nearest neighbour"}
     published = self.lines("paper", name)
     if len(published): rivals[f"paper/{name}"] = published
-    found = [*error_aims(config, lines, summary), unseen, *rank_aims(config, lines, summary, self.floor()),
+    found = [*error_aims(config, lines, summary), unseen, *rank_aims(config, lines, summary, self.noise_floor()),
              *rival_aims(config, lines, rivals)]
     return pd.DataFrame(found).set_index("aim")
