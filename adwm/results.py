@@ -8,7 +8,7 @@ __all__ = ['RESAMPLES', 'UNMEASURED', 'DOUBTS', 'BOUNDS', 'POST_DRAWS', 'shared_
            'curve_rho', 'curve_rhos', 'side_by_side', 'label_folder', 'Aim', 'aim', 'error_aims', 'rank_aims', 'Ranked',
            'rival_aims']
 
-# %% ../nbs/63_results.ipynb #e671d074
+# %% ../nbs/63_results.ipynb #6132bf04
 import dataclasses, json, tempfile
 from pathlib import Path
 from statistics import NormalDist
@@ -25,10 +25,10 @@ from .metrics import (ROW, episode_array, floor_rows, mae, noise_floor, paired_i
                           summary_table, truth_table, value_interval, with_truth)
 from .policies import ReferencePolicy
 from .rollouts import make_rows, rollout
-from .stages import (STAGES, Data, adapter_stage, agent_of, assets_folder, check_stage, classical_stage, domain_of, fit_stage,
-                         freeze, imagine_stage, imagined, judged, loggers, logs, plan, read_gate, seeds_of, status_of)
+from .stages import (STAGES, Workbench, adapter_stage, assets_folder, check_stage, classical_stage, fit_stage, imagine_stage, imagined,
+                         judged, loggers, plan, read_gate, seeds_of, simulates, status_of, values)
 
-# %% ../nbs/63_results.ipynb #8e1a6360
+# %% ../nbs/63_results.ipynb #48b98c1a
 RESAMPLES = 2000   # of tasks and seeds, for an interval
 UNMEASURED = dict(truth=np.nan, truth_se=np.nan, n_truth=0)   # what a row says of the truth until `compare` fills it in
 
@@ -57,7 +57,7 @@ def estimate_rows(
                                         value=value, lower=lower, upper=upper))
     return pd.DataFrame(out, columns=ROW)
 
-# %% ../nbs/63_results.ipynb #cb48d0b6
+# %% ../nbs/63_results.ipynb #ac5874f5
 def read_truth_frame(
     config: RunConfig,
     split: str = "pool",   # or "fresh"
@@ -77,20 +77,17 @@ def compare(
     tables = {m: truth_table(same, m) for m in rows["metric"].unique()}
     return pd.concat([with_truth(rows[rows["metric"] == m], t) for m, t in tables.items()], ignore_index=True)
 
-# %% ../nbs/63_results.ipynb #da70c91e
+# %% ../nbs/63_results.ipynb #876871a7
 class Evaluation:
     "A finished run: estimates of every estimator with the truth beside them, one row each."
-    def __init__(self, config: RunConfig, data: Data, seconds: dict):
-        self.config, self.data, self.seconds = config, data, seconds   # seconds: stage -> on the wall
+    def __init__(self, bench: Workbench, seconds: dict):
+        self.bench, self.config, self.data, self.seconds = bench, bench.config, bench.data, seconds   # seconds: stage -> on the wall
+        config, numbers = bench.config, range(len(bench.config.estimators))
         self.truth = {split: read_truth_frame(config, split) for split in ("pool", "fresh")}
-        self.gates = {i: read_gate(config, i) for i in range(len(config.estimators))}
-        self.episodes = {i: imagined(config, i) for i in range(len(config.estimators))}
+        self.gates = {i: read_gate(bench, i) for i in numbers}
+        self.episodes = {i: imagined(bench, i) for i in numbers if simulates(config, i)}
         self.fresh = {p.name for p in config.estimators if p.split == "fresh"}   # estimators on tasks that the pool never saw
         self.rows = self._rows()
-
-    def _text(self) -> str:
-        "The configuration as the stages take it."
-        return freeze(self.config)
 
     def _rows(self) -> pd.DataFrame:
         "Rows on the pool's tasks, then guesses that know nothing, then rows on fresh tasks; all with their truth."
@@ -104,12 +101,13 @@ class Evaluation:
         return pd.concat([pool, *floors, fresh], ignore_index=True)
 
     def _judged(self, number: int) -> pd.DataFrame:
-        "Rows of one imagined estimator with their truth."
+        "Rows of one line of the configuration with their truth."
+        if number not in self.episodes: return compare(self.value_rows(number), self.truth["pool"], {t.id for t in self.data.tasks})
         part, episodes = self.config.estimators[number], self.episodes[number]
         rows = estimate_rows(self.config, part, episodes, status_of(part, self.gates[number]))
         return compare(rows, self.truth[part.split], set(episodes["task_id"]))
 
-# %% ../nbs/63_results.ipynb #773fae07
+# %% ../nbs/63_results.ipynb #b15dbc7c
 @patch
 def pool_value(
     self: Evaluation,
@@ -133,14 +131,14 @@ def nothing(
     "A table that says why it is empty."
     return pd.DataFrame({"nothing": [why]})
 
-# %% ../nbs/63_results.ipynb #4fc2c5d7
+# %% ../nbs/63_results.ipynb #b0d298b4
 DOUBTS = ("estimated", "unreliable", "cannot be estimated")   # what a classical estimate says of itself, from good to bad
 BOUNDS = ["value", "lower", "upper"]
 
 @patch
 def classical_logs(self: Evaluation) -> list[Episode]:
     "The logged episodes that the classical estimators weigh."
-    return logs(self._text(), self.config.classical.pool)[0]
+    return self.bench.logs(self.config.classical.pool)[0].episodes
 
 @patch
 def classical_rows(self: Evaluation) -> pd.DataFrame:
@@ -148,7 +146,7 @@ def classical_rows(self: Evaluation) -> pd.DataFrame:
     out, n = [], len(self.classical_logs())
     told = lambda line: ": ".join(filter(None, (line["status"], line["reason"])))
     for agent in [*self.config.collect.targets, ReferencePolicy.name]:
-        lines = pd.DataFrame(json.loads((classical_stage(self._text(), agent) / "estimates.json").read_text()))
+        lines = pd.DataFrame(json.loads((classical_stage(self.bench, agent) / "estimates.json").read_text()))
         for (name, epsilon), some in lines.groupby(["estimator", "epsilon"], sort=False):
             fixed = dict(cell=self.config.cell, setting="classical", estimator=name, policy=shared_name(agent, epsilon),
                          epsilon=epsilon, metric="reward", n_rollouts=n) | UNMEASURED
@@ -159,7 +157,23 @@ def classical_rows(self: Evaluation) -> pd.DataFrame:
             out += [fixed | {k: r[k] for k in BOUNDS} | dict(seed=r["seed"], status=told(r)) for r in records if r["seed"] != "all"]
     return pd.DataFrame(out, columns=ROW).astype({k: float for k in BOUNDS})
 
-# %% ../nbs/63_results.ipynb #c0a41311
+# %% ../nbs/63_results.ipynb #c0731129
+@patch
+def value_rows(
+    self: Evaluation,
+    number: int,       # of a line whose estimator is no simulator
+) -> pd.DataFrame:     # rows without truth
+    "Rows of an estimator that answers with values: anybody's, by its name or import path."
+    part, out = self.config.estimators[number], []
+    for (agent, epsilon), found in values(self.bench, number).items():
+        doubt = "" if found.verdict in ("trust", "not checked") else "unreliable"
+        status = ": ".join(filter(None, (doubt or "estimated", "; ".join(found.reasons) if doubt else "")))
+        out.append(dict(cell=self.config.cell, setting=part.setting, estimator=part.name, policy=shared_name(agent, epsilon),
+                        epsilon=epsilon, seed="all", metric="reward", value=found.value, lower=found.interval[0],
+                        upper=found.interval[1], n_rollouts=len(found.imagined), status=status) | UNMEASURED)
+    return pd.DataFrame(out, columns=ROW).astype({k: float for k in BOUNDS})
+
+# %% ../nbs/63_results.ipynb #db759b45
 @patch
 def setup(self: Evaluation) -> pd.DataFrame:
     "What is in use: data, tasks, agents."
@@ -189,14 +203,14 @@ def pool_table(self: Evaluation) -> pd.DataFrame:
     out["epsilon"] = ["" if np.isnan(e) else f"{e:g}" for e in out["epsilon"]]
     return out.astype({"tasks": "Int64"}).set_index(["pool", "policy", "epsilon"])
 
-# %% ../nbs/63_results.ipynb #613dc393
+# %% ../nbs/63_results.ipynb #c26a7d0c
 @patch
 def self_check(
     self: Evaluation,
     fresh: bool = False,   # for estimates on fresh tasks
 ) -> dict:                 # line, verdict, table
     "The self-checks as they were saved."
-    return json.loads((check_stage(self._text(), fresh) / "checks.json").read_text())
+    return json.loads((check_stage(self.bench, fresh) / "checks.json").read_text())
 
 @patch
 def verdict(
@@ -216,14 +230,14 @@ def checks(
     table = pd.DataFrame(self.self_check(fresh)["table"]).set_index(["name", "item"])
     return table if every else table[table["verdict"] != "-"]
 
-# %% ../nbs/63_results.ipynb #49a11c24
+# %% ../nbs/63_results.ipynb #98b3cdb0
 @patch
 def gate_table(self: Evaluation) -> pd.DataFrame:
     "Every readout's held-out test: R^2 and AUC with 90 % bounds, and the verdict."
     bounds = lambda x: f"{x[0]:.2f} [{x[1]:.2f}, {x[2]:.2f}]"
     lines = [dict(estimator=f"{p.setting}/{p.name}", readout=p.readout, R2=bounds(gate["r2"]), AUC=bounds(gate["auc"]),
                   ends=gate["n"], tasks=gate["tasks"], passed=gate["passed"], reasons="; ".join(gate["reasons"]))
-             for p, gate in zip(self.config.estimators, self.gates.values()) if p.readout != "logged"]
+             for p, gate in ((self.config.estimators[i], self.gates[i]) for i in self.episodes) if p.readout != "logged"]
     return pd.DataFrame(lines).set_index("estimator")
 
 @patch
@@ -238,13 +252,13 @@ def readout_bias(
 def adapter_table(self: Evaluation) -> pd.DataFrame:
     "Every adapter on held-out tasks: retrieval against chance, and agreement of the agent's actions with its actions on text."
     lines = {}
-    for part in self.config.estimators:
+    for number, part in enumerate(self.config.estimators):
         for agent in judged(self.config, part) if part.adapter else ():
-            folder = adapter_stage(self._text(), part.adapter, part.fit, agent)
+            folder = adapter_stage(self.bench, number, agent)
             lines[part.adapter, agent] = json.loads((folder / "report.json").read_text())
     return pd.DataFrame(lines).T.rename_axis(["adapter", "agent"]) if lines else nothing("no estimator of this cell reads soft tokens")
 
-# %% ../nbs/63_results.ipynb #9e10f137
+# %% ../nbs/63_results.ipynb #2fc438ed
 @patch
 def table(
     self: Evaluation,
@@ -275,7 +289,7 @@ def best_agent(self: Evaluation, setting: str = "ours", estimator: str = "ADWM")
     table = self.table(setting, estimator).xs(0.0, level="epsilon")
     return str(table["value"].idxmax() if table["value"].notna().any() else table.index[0])
 
-# %% ../nbs/63_results.ipynb #93dd220d
+# %% ../nbs/63_results.ipynb #62e72ba8
 @patch
 def noise_floor(
     self: Evaluation,
@@ -294,7 +308,7 @@ def noise_floor_table(self: Evaluation) -> pd.DataFrame:
     lines = {k: {"mean": v.value, "lower": v.lower, "upper": v.upper, "10th percentile": v.tenth} for k, v in self.noise_floor().items()}
     return pd.DataFrame(lines).T.rename_axis("perfect simulator")
 
-# %% ../nbs/63_results.ipynb #29839869
+# %% ../nbs/63_results.ipynb #7526858f
 @patch
 def figure(self: Evaluation, estimator: str = "ADWM") -> "Figure":
     "The slide: estimate against truth with both error bars, errors on the same policies beside what knows nothing."
@@ -313,7 +327,7 @@ def epsilon_figure(self: Evaluation, estimator: str = "ADWM") -> "Figure | None"
     if rows.loc[rows["estimator"] == estimator, "value"].isna().all(): return None
     return epsilon_curves(rows, estimator, title=f"{self.config.cell}: value over the share of random actions")
 
-# %% ../nbs/63_results.ipynb #738c7b1f
+# %% ../nbs/63_results.ipynb #919dc9e4
 class Difference(NamedTuple):
     "MAE of one estimator minus that of another on the same resampled tasks; below zero the first is better."
     first: str          # setting/name
@@ -345,7 +359,7 @@ def conclusions(
         out += [f"**{heading}.** {len(apart)} of {len(found)} are told apart.", *(f"* {d.sentence()}" for d in found), ""]
     return "\n".join(out)
 
-# %% ../nbs/63_results.ipynb #1bc593b9
+# %% ../nbs/63_results.ipynb #213d56f4
 @patch
 def paired(
     self: Evaluation,
@@ -383,7 +397,7 @@ def against(
     same = lambda p: (p.setting, p.split, p.pool) == (own.setting, own.split, own.pool) and p.name != name
     return [self.paired(f"{setting}/{p.name}", whole) for p in self.config.estimators if own and same(p)]
 
-# %% ../nbs/63_results.ipynb #fb8513aa
+# %% ../nbs/63_results.ipynb #dbd8951a
 POST_DRAWS = 4000   # resamples of tasks
 
 @patch
@@ -403,7 +417,7 @@ def post_training(self: Evaluation) -> pd.DataFrame:
     if not lines: return nothing("no post-trained agent of this cell has a control that was trained on by plain imitation")
     return pd.DataFrame(lines).set_index("agent")
 
-# %% ../nbs/63_results.ipynb #2c111381
+# %% ../nbs/63_results.ipynb #12544b7a
 def training_spread(
     value: np.ndarray,   # (fits, policies)
     half: np.ndarray,    # half widths of their intervals, (fits, policies)
@@ -418,7 +432,7 @@ def training_spread(
             "MAE of the mean": mae(truth, value.mean(0)), "sd of a training": spread, "half width": float(half.mean()),
             "with training": float(wide.mean()), "coverage": covers(half), "coverage with training": covers(wide)}
 
-# %% ../nbs/63_results.ipynb #10f8433b
+# %% ../nbs/63_results.ipynb #3a81d65c
 def but_for_the_seed(
     config: RunConfig,
     part: EstimatorPart,
@@ -445,7 +459,7 @@ def trainings(self: Evaluation) -> pd.DataFrame:
     if not out: return nothing("no estimator of this cell stands on several fits that differ in their seed alone")
     return pd.DataFrame(out).T.rename_axis(["setting", "estimator"])
 
-# %% ../nbs/63_results.ipynb #24fb0360
+# %% ../nbs/63_results.ipynb #cfc11023
 def curve_rho(
     lines: pd.DataFrame,   # policy lines of one estimator
 ) -> float:
@@ -462,7 +476,7 @@ def curve_rhos(
     found = {k: curve_rho(g) for k, g in lines.groupby(["setting", "estimator"], sort=False)}
     return pd.Series(found).rename_axis(["setting", "estimator"])
 
-# %% ../nbs/63_results.ipynb #b83a7f50
+# %% ../nbs/63_results.ipynb #0b016576
 @patch
 def rivals(
     self: Evaluation,
@@ -493,7 +507,7 @@ def per_seed(self: Evaluation) -> pd.DataFrame:
         out |= {("rho over eps", seed): curve_rhos(policy_lines(some)), **{(c, seed): table[c] for c in table}}
     return pd.DataFrame(out).reindex(columns=["rho over eps", "rho eps=0", "MAE"], level=0).rename_axis(["setting", "estimator"])
 
-# %% ../nbs/63_results.ipynb #aabeac3b
+# %% ../nbs/63_results.ipynb #fbab316b
 @patch
 def curve_table(
     self: Evaluation,
@@ -512,7 +526,7 @@ def curve_table(
 def diagnostics(self: Evaluation) -> pd.DataFrame:
     "Weights, with the mixture of loggers too, trajectories that a target cannot produce, and coverage of its actions."
     if not self.config.classical: return nothing("this cell asks for no classical estimators")
-    folders = [classical_stage(self._text(), a) for a in (*self.data.targets, ReferencePolicy.name)]
+    folders = [classical_stage(self.bench, a) for a in (*self.data.targets, ReferencePolicy.name)]
     table = pd.DataFrame([line for f in folders for line in json.loads((f / "diagnostics.json").read_text())])
     return table.assign(policy=table["policy"].where(table["epsilon"] < 1, "shared")).set_index(["policy", "epsilon"])
 
@@ -522,7 +536,7 @@ def classical_figure(self: Evaluation) -> "Figure | None":
     from adwm.plots import classical_figure
     return classical_figure(self.curve_table(), self.diagnostics(), len(self.classical_logs())) if self.config.classical else None
 
-# %% ../nbs/63_results.ipynb #fdecd7dd
+# %% ../nbs/63_results.ipynb #22b5c87a
 def side_by_side(
     imagined: Episode,
     real: Episode | None,   # None: there is no engine to act in
@@ -549,9 +563,9 @@ def real_episodes(
     "The same agent on the same tasks in the real environment, as when the truth was measured; raises UserError without its engine."
     from adwm.collection import cell_tasks
     config, (simulator, _) = self.config, cell_tasks(spec_of(self.config))
-    return rollout(simulator, agent_of(self._text(), agent), make_rows(tasks), config.collect.truth_seed, config.horizon, env=config.env)
+    return rollout(simulator, self.bench.agent(agent), make_rows(tasks), config.collect.truth_seed, config.horizon, env=config.env)
 
-# %% ../nbs/63_results.ipynb #a56e5ccb
+# %% ../nbs/63_results.ipynb #cd7bb919
 @patch
 def transcript(
     self: Evaluation,
@@ -562,28 +576,30 @@ def transcript(
 ) -> str:
     "The first k imagined episodes of the first seed, each beside a real one of the same agent and task."
     config, (number,) = self.config, [i for i, p in enumerate(self.config.estimators) if (p.setting, p.name) == (setting, estimator)]
-    folder = imagine_stage(self._text(), number, agent)
+    folder = imagine_stage(self.bench, number, agent)
     some = read_episodes(folder / f"seed-{config.imagine.seeds[0]}.jsonl", config.env)[:k or config.show]
     try: real, missing = self.real_episodes(agent, [e.task for e in some]), ""
     except UserError as err: real, missing = [None] * len(some), f"Imagined episodes alone: {err}\n\n"   # logs suffice to estimate
-    return missing + "\n\n".join(side_by_side(a, b, domain_of(config.env)) for a, b in zip(some, real))
+    return missing + "\n\n".join(side_by_side(a, b, self.bench.domain) for a, b in zip(some, real))
 
-# %% ../nbs/63_results.ipynb #511aafea
+# %% ../nbs/63_results.ipynb #756a2c70
 @patch
 def losses(self: Evaluation) -> "Figure":
     "Loss curves of one world model per setting, the one behind its first estimator (the paper's Fig. 3)."
     from adwm.fitting import Fitted
     from adwm.style import loss_curves
-    first = {p.setting: p.fit for p in reversed(self.config.estimators) if p.fit and p.setting in ("ours", "paper")}
-    names = [first[s] for s in ("ours", "paper") if s in first]
-    return loss_curves({name: Fitted.load(fit_stage(self._text(), name)).curves for name in names})
+    first = {}   # setting -> number of its first estimator with a world model
+    for number, part in enumerate(self.config.estimators):
+        if part.fit: first.setdefault(part.setting, number)
+    shown = {self.config.estimators[first[s]].fit: first[s] for s in ("ours", "paper") if s in first}
+    return loss_curves({name: Fitted.load(fit_stage(self.bench, number)).curves for name, number in shown.items()})
 
 @patch
 def work(self: Evaluation) -> dict:
     "Stage -> seconds that its jobs took when they were computed, added up over processes."
     seconds = {}
-    for stage, jobs in plan(self.config).items():
-        files = [STAGES[stage](self._text(), *a) / "seconds.txt" for a in jobs]
+    for stage, jobs in plan(self.bench).items():
+        files = [STAGES[stage](self.bench, *a) / "seconds.txt" for a in jobs]
         if all(f.is_file() for f in files): seconds[stage] = sum(float(f.read_text()) for f in files)
     return seconds
 
@@ -594,7 +610,7 @@ def timings(self: Evaluation) -> pd.DataFrame:
     out.loc["total"] = out.sum()
     return out.round(1)
 
-# %% ../nbs/63_results.ipynb #f4eb661d
+# %% ../nbs/63_results.ipynb #1c6eecbe
 def label_folder(
     config: RunConfig,
 ) -> Path:
@@ -621,7 +637,7 @@ def save(
     if curves is not None: save_figure(curves, folder / "curves.png")
     return folder
 
-# %% ../nbs/63_results.ipynb #801997bc
+# %% ../nbs/63_results.ipynb #7e2d27fd
 class Aim(NamedTuple):
     "A line of the table of aims."
     aim: str
@@ -644,7 +660,7 @@ def aim(
     wanted = f"{sign} {bound:.3g}" + (f" ({told})" if told else "") if np.isfinite(bound) else ""
     return Aim(what, value, wanted, f"n/a: {missing}" if missing else said)
 
-# %% ../nbs/63_results.ipynb #549578cf
+# %% ../nbs/63_results.ipynb #8c991fdc
 def error_aims(
     config: RunConfig,
     lines: pd.DataFrame,   # policy lines of `ours`
@@ -663,7 +679,7 @@ def error_aims(
     return [*out, aim("skill over the pool mean", summary["skill"], asked.skill, ">="),
             Aim(f"bias of the best agent, {best['policy']}", summary["bias of best"], wanted, "yes" if inside else "no")]
 
-# %% ../nbs/63_results.ipynb #bdd295c7
+# %% ../nbs/63_results.ipynb #2d47a646
 def rank_aims(
     config: RunConfig,
     lines: pd.DataFrame,   # policy lines of `ours`
@@ -683,7 +699,7 @@ def rank_aims(
                        "" if agents > 2 else "a ranking needs three agents", "10th percentile of a perfect simulator"))
     return out
 
-# %% ../nbs/63_results.ipynb #f5e6258c
+# %% ../nbs/63_results.ipynb #7b4dce34
 class Ranked(NamedTuple):
     "Rank correlations of a rival and of `ours` on the agents that both estimated."
     rival: float
@@ -710,7 +726,7 @@ def rival_aims(
                        "" if best else "a ranking needs three agents", best))
     return out
 
-# %% ../nbs/63_results.ipynb #a804292a
+# %% ../nbs/63_results.ipynb #7b24de26
 @patch
 def lines(
     self: Evaluation,
