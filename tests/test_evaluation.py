@@ -152,7 +152,8 @@ def test_terminal_pages_print_no_score():
 def test_tables_and_figures_are_drawn(run, tmp_path):
     folder = run.save(tmp_path / "out")
     rows = pd.read_csv(folder / "rows.csv")
-    assert len(rows) == len(run.rows) and (folder / "estimates.png").stat().st_size > 10_000 and (folder / "timings.csv").is_file()
+    assert len(rows) == len(run.rows) and (folder / "timings.csv").is_file()
+    for name in ("estimates.png", "curves.png"): assert (folder / name).stat().st_size > 10_000
     assert "TASK" in run.transcript(run.best_agent()) and len(run.setup()) and len(run.gate_table())
 
 
@@ -164,7 +165,7 @@ def test_a_run_whose_estimates_are_all_refused_finishes_and_saves(run, tmp_path,
     bare = results.Evaluation(config, run.data, {})
     mine = bare.rows[bare.rows["setting"].isin(["ours", "paper", "baseline"])]
     assert len(mine) and mine["value"].isna().all()
-    assert any("knows nothing" in t.get_text() for a in bare.figure().axes for t in a.texts)
+    assert any("knows nothing" in t.get_text() for a in bare.figure().axes for t in a.texts) and bare.epsilon_figure("nearest neighbour") is None
     assert len(bare.per_seed()) == (len(run.per_seed()) if classical else 0) or bare.per_seed()["rho over eps"].isna().all().all()
     assert bare.aims()["reached"].iloc[0] == "no: refused: the readout knows nothing" and len(bare.paper_line()) and "TASK" in bare.transcript(bare.best_agent(), k=1)
     folder = bare.save(tmp_path / "out")
@@ -172,7 +173,7 @@ def test_a_run_whose_estimates_are_all_refused_finishes_and_saves(run, tmp_path,
 
 
 def test_the_spread_of_trainings_needs_fits_that_differ_in_their_seed_alone(run):
-    from adwm.results import Compared
+    from adwm.results import Evaluation
     from types import SimpleNamespace
     part, fit = run.config.estimators[0], run.config.fits["ours"]
     parts = tuple(dataclasses.replace(part, name=f"fit {i}", fit=f"f{i}") for i in range(3))
@@ -180,7 +181,7 @@ def test_the_spread_of_trainings_needs_fits_that_differ_in_their_seed_alone(run)
         fits = {f"f{i}": dataclasses.replace(fit, seed=i, **(changes if i == 2 else {})) for i in range(3)}
         index = pd.MultiIndex.from_product([["a", "b"], [0.0]], names=["policy", "epsilon"])
         table = lambda setting, name: pd.DataFrame(dict(value=.5 + .1 * int(name[-1]), lower=.4, upper=.6, truth=.5), index=index)
-        return Compared.trainings(SimpleNamespace(config=SimpleNamespace(estimators=parts, fits=fits, level=.9), table=table))
+        return Evaluation.trainings(SimpleNamespace(config=SimpleNamespace(estimators=parts, fits=fits, level=.9), table=table))
     line = cell().loc[(part.setting, "fit 0")]
     assert line["fits"] == 3 and np.isclose(line["sd of a training"], .1) and np.isclose(line["MAE"], .1) and np.isclose(line["highest"], .2)
     assert cell(train={"joint": 5}).loc[(part.setting, "fit 0"), "fits"] == 2, "another budget is another model"
@@ -196,12 +197,12 @@ def test_a_target_in_the_pool_is_refused_not_dropped(run):
 
 def test_post_training_is_held_against_plain_imitation(run):
     from types import SimpleNamespace
-    from adwm.results import Compared
+    from adwm.results import Evaluation
     from adwm.training import Recipe
     recipes = (Recipe("sft"), Recipe("plain", kind="more", parent="sft"), Recipe("better", kind="leap", parent="sft"), Recipe("other", kind="leap", parent="better"))
     truth = pd.DataFrame([(p, e, f"t{i}", i % 2 * 0.2 + (0.5 if p == "better" else 0.1)) for p in ("plain", "better", "other") for e in (0.0, 0.5) for i in range(10)],
                          columns=["policy", "epsilon", "task_id", "reward"])
-    found = Compared.post_training(SimpleNamespace(config=SimpleNamespace(collect=SimpleNamespace(recipes=recipes), level=0.9), truth={"pool": truth}))
+    found = Evaluation.post_training(SimpleNamespace(config=SimpleNamespace(collect=SimpleNamespace(recipes=recipes), level=0.9), truth={"pool": truth}))
     assert list(found.index) == ["better"] and found.loc["better", "control"] == "plain", "an agent without a control of its own is not compared"
     assert np.allclose(found.loc["better", ["gain", "lower", "upper"]].astype(float), 0.4), "paired over tasks: a constant gain has no width"
     assert "no post-trained agent" in run.post_training().iloc[0, 0]
@@ -210,7 +211,7 @@ def test_post_training_is_held_against_plain_imitation(run):
 def test_without_an_engine_the_imagined_episodes_stand_alone(run, monkeypatch):
     from adwm import results
     def missing(*_): raise UserError("Java is missing: install it")
-    monkeypatch.setattr(results, "real_episodes", missing)
+    monkeypatch.setattr(results.Evaluation, "real_episodes", missing)
     told = run.transcript(run.best_agent(), k=2)
     assert told.startswith("Imagined episodes alone: Java is missing") and told.count("TASK") == 2
 
@@ -227,15 +228,43 @@ def test_the_table_of_aims_answers_or_says_why_not(run):
     assert np.isclose(aims["value"].iloc[0], (line["value"] - line["truth"]).abs().mean())
 
 
+def test_the_slide_compares_on_the_policies_that_all_judged(run):
+    from adwm.plots import common_errors
+    found = common_errors(run.together())
+    known = dict(run.rows.query("seed == 'all' and metric == 'reward'").groupby(["setting", "estimator"])["value"].apply(lambda v: v.notna().sum()))
+    common = found.errors[found.errors["common"]]
+    assert ("ours", "ADWM") in common.index and (common["policies"] == len(found.policies)).all()
+    assert all(found.errors.loc[k, "policies"] <= known[k] for k in found.errors.index)
+    assert run.noise_floor(policies=found.policies)["mae"].value > 0 and "mae" in run.noise_floor_table().index
+
+
+def test_checks_show_the_lines_that_judge(run):
+    shown, every = run.checks(), run.checks(every=True)
+    assert (shown["verdict"] != "-").all() and len(shown) < len(every) and (every["verdict"] == "-").sum() == len(every) - len(shown)
+
+
+def test_differences_say_whether_they_tell_apart(run):
+    from adwm.results import Difference, conclusions
+    same = run.paired("ours/ADWM", "ours/ADWM")
+    assert same.difference == 0 and same.verdict == "not told apart"
+    apart = Difference("a", "b", 3, -.1, -.2, -.05)
+    assert apart.verdict == "better" and apart._replace(lower=.05, upper=.2).verdict == "worse"
+    assert "a has a smaller error than b: -0.100 [-0.200, -0.050] on 3 policies" in conclusions({"Parts": [apart, same]})
+    assert "1 of 2 are told apart" in conclusions({"Parts": [apart, same]}) and conclusions({"None": []}) == ""
+    assert all(d.second == "paper/ADWM" and d.first != d.second for d in run.against("paper/ADWM")) and run.against("ours/no such") == []
+    with pytest.raises(UserError, match="the valid ones are"): run.paired("ours/ADWM", "ours/no such")
+
+
 def test_rivals_are_met_on_the_policies_that_both_estimated(run):
     from adwm.results import rival_aims
     mine = run.lines("ours", "ADWM")
     weak = mine.assign(value=mine["truth"] + 1)[mine["epsilon"] == 0]
-    found = {a["aim"]: a for a in rival_aims(run.config, mine, {"weak": weak})}
-    assert found[f"MAE against weak, {len(weak)} policies"]["wanted"] == "< 1" and found[f"MAE against weak, {len(weak)} policies"]["reached"] == "yes"
+    found = {a.aim: a for a in rival_aims(run.config, mine, {"weak": weak})}
+    against = found[f"MAE against weak, {len(weak)} policies"]
+    assert against.wanted == "< 1" and against.reached == "yes"
     ranks = found["Spearman at eps=0 against the best rival"]
-    assert "(weak)" in ranks["wanted"] and ranks["reached"] in ("no", "tied"), "who is wrong by a constant orders perfectly"
-    assert found["Spearman at eps=0.25 against the best rival"]["reached"].startswith("n/a")
+    assert "(weak)" in ranks.wanted and ranks.reached in ("no", "tied"), "who is wrong by a constant orders perfectly"
+    assert found["Spearman at eps=0.25 against the best rival"].reached.startswith("n/a")
 
 
 def test_the_pool_stands_beside_the_papers(run):
@@ -252,7 +281,7 @@ def test_tables_without_content_say_why(run):
     some = tuple(e for e in run.config.estimators if e.setting == "ours")
     bare = Evaluation(dataclasses.replace(run.config, classical=None, paper=None, estimators=some), run.data, {})
     for table in (bare.diagnostics(), bare.adapter_table(), bare.paired_differences(), bare.summary(fresh=True)): assert list(table.columns) == ["nothing"] and len(table) == 1
-    assert bare.classical_figure() is None and len(bare.losses()) == 1 and len(bare.paper_line()) and len(bare.per_seed()) and len(bare.curve_table())
+    assert bare.classical_figure() is None and len(bare.losses().axes) == 2 and len(bare.paper_line()) and len(bare.per_seed()) and len(bare.curve_table())
     assert bare.table("paper").empty and bare.pool_table().index[-1][1] == "any target" and len(bare.aims())
 
 
