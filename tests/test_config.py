@@ -1,3 +1,4 @@
+import os
 "Configurations: what is refused, what a profile changes; jobs that fail late and keep what finished."
 import copy, dataclasses, json, math, re
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from adwm.core import UserError, from_dict, root
 from adwm.envs import OURS, find_environment
-from adwm.config import (EstimatorPart, RunConfig, check_parameters, checked, load_config, overlay, parse_seeds, profiles_of, read_cell, run_jobs, schema,
+from adwm.config import (EstimatorPart, RunConfig, check_parameters, checked, load_config, overlay, parse_seeds, profiles_of, read_cell, schema,
                        write_schema)
 
 CELLS = sorted(p.stem for p in (root() / "params").glob("*.yaml"))
@@ -216,7 +217,8 @@ def test_profiles_change_only_what_they_name():
 
 
 def test_failed_job_keeps_the_others(tmp_path):
-    jobs = [("os.mkdir", (str(tmp_path / "no" / "such"),)), ("os.mkdir", (str(tmp_path / "done"),))]
+    from adwm.evaluation import run_jobs
+    jobs = [(os.mkdir, (str(tmp_path / "no" / "such"),)), (os.mkdir, (str(tmp_path / "done"),))]
     with pytest.raises(UserError, match="demo: FileNotFoundError.*finished stages are kept"): run_jobs(jobs, 2, "demo")
     assert (tmp_path / "done").is_dir()
 
@@ -230,7 +232,7 @@ def test_a_cell_without_assets_says_how_to_make_them(monkeypatch, tmp_path):
     from adwm import stages
     (tmp_path / "assets").mkdir(); monkeypatch.setattr(stages, "root", lambda: tmp_path)
     with pytest.raises(UserError, match="are not in the repository: there is no folder .*; correct .*, or make them with: papermill .* -p source remake"):
-        stages.load_data(stages.freeze(dataclasses.replace(load_config(), title="nothing here")))
+        stages.load_data(dataclasses.replace(load_config(), title="nothing here"))
 
 
 def test_aims_and_the_papers_pool():
@@ -245,13 +247,6 @@ def test_what_remakes_a_cell():
     from adwm.stages import remake_command
     assert remake_command(load_config(cell="hotpotqa-prm")) == "papermill nbs/eval.ipynb outputs/eval-hotpotqa-prm-remade.ipynb -p cell hotpotqa-prm -p source remake"
     assert "-p profile smoke" in remake_command(load_config(profile="smoke"))
-
-
-def test_best_of_n_is_hashed_where_it_acts_and_nowhere_else():
-    from adwm.stages import agent_code
-    config = load_config(cell="hotpotqa-prm")
-    assert agent_code(config, "a-prm") == ("preference",) and agent_code(config, "b-mid", "a-dpo0", "reference") == ()
-    assert agent_code(load_config(), *load_config().collect.targets) == ()
 
 
 def test_the_perfect_simulator_plays_as_often_as_ours():

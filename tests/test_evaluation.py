@@ -56,8 +56,7 @@ def test_classical_estimators_are_rows_with_a_status(run):
 
 
 def logged(run):
-    from adwm.stages import freeze, logs
-    return logs(freeze(run.config), run.config.classical.pool)[0]
+    return run.classical_logs()
 
 
 def test_classical_tables(run):
@@ -72,11 +71,10 @@ def test_classical_tables(run):
 
 def test_the_mixture_asks_every_logger_as_it_logged(run):
     "Each logger's own log-probabilities, asked again, are those that were logged; the mixture is never below its share of them."
-    from adwm.stages import freeze, loggers, logs, mixture_of, probe_stage
+    from adwm.stages import loggers, mixture_of, probe_stage
     from adwm.weights import logger_log_probs, read_probe
-    text = freeze(run.config)
-    pool, mixture = logs(text, run.config.classical.pool)[0], mixture_of(text)
-    probes = {a: read_probe(probe_stage(text, a) / "probe.json.gz") for a in (*loggers(run.config), "reference")}
+    pool, mixture = run.classical_logs(), mixture_of(run.bench)
+    probes = {a: read_probe(probe_stage(run.bench, a) / "probe.json.gz") for a in (*loggers(run.config), "reference")}
     asked = logger_log_probs(pool, probes, tolerance=1e-3)
     for i, e in enumerate(pool):
         own = asked[e.policy, e.epsilon][i]
@@ -86,14 +84,14 @@ def test_the_mixture_asks_every_logger_as_it_logged(run):
 
 
 def test_classical_stage_resumes_from_the_probes(run, tmp_path):
-    from adwm.stages import cache_folder, classical_stage, freeze, probe_stage
-    text, folder = freeze(run.config), cache_folder(run.config)
+    from adwm.stages import cache_folder, classical_stage, probe_stage
+    bench, folder = run.bench, cache_folder(run.config)
     agent = run.config.collect.targets[0]
-    done, probe = classical_stage(text, agent), probe_stage(text, agent)
+    done, probe = classical_stage(bench, agent), probe_stage(bench, agent)
     before, stamp = (done / "estimates.json").read_bytes(), probe.stat().st_mtime_ns
     assert done.parent == folder
     shutil.rmtree(done)
-    assert classical_stage(text, agent) == done and (done / "estimates.json").read_bytes() == before
+    assert classical_stage(bench, agent) == done and (done / "estimates.json").read_bytes() == before
     assert probe.stat().st_mtime_ns == stamp, "the probe was not asked for again"
 
 
@@ -160,9 +158,10 @@ def test_tables_and_figures_are_drawn(run, tmp_path):
 @pytest.mark.parametrize("classical", [True, False])
 def test_a_run_whose_estimates_are_all_refused_finishes_and_saves(run, tmp_path, monkeypatch, classical):
     from adwm import results
+    from adwm.stages import workbench
     monkeypatch.setattr(results, "status_of", lambda part, report: "refused: the readout knows nothing")
     config = run.config if classical else dataclasses.replace(run.config, classical=None)
-    bare = results.Evaluation(config, run.data, {})
+    bare = results.Evaluation(workbench(config), {})
     mine = bare.rows[bare.rows["setting"].isin(["ours", "paper", "baseline"])]
     assert len(mine) and mine["value"].isna().all()
     assert any("knows nothing" in t.get_text() for a in bare.figure().axes for t in a.texts) and bare.epsilon_figure("nearest neighbour") is None
@@ -279,7 +278,7 @@ def test_the_pool_stands_beside_the_papers(run):
 def test_tables_without_content_say_why(run):
     from adwm.results import Evaluation
     some = tuple(e for e in run.config.estimators if e.setting == "ours")
-    bare = Evaluation(dataclasses.replace(run.config, classical=None, paper=None, estimators=some), run.data, {})
+    bare = Evaluation(workbench(dataclasses.replace(run.config, classical=None, paper=None, estimators=some)), {})
     for table in (bare.diagnostics(), bare.adapter_table(), bare.paired_differences(), bare.summary(fresh=True)): assert list(table.columns) == ["nothing"] and len(table) == 1
     assert bare.classical_figure() is None and len(bare.losses().axes) == 2 and len(bare.paper_line()) and len(bare.per_seed()) and len(bare.curve_table())
     assert bare.table("paper").empty and bare.pool_table().index[-1][1] == "any target" and len(bare.aims())

@@ -66,22 +66,22 @@ def configured(args):
 
 def jobs_of(config, args):
     "The jobs of one stage that concern the agents; of the estimator, where the stage has several."
-    from adwm.stages import plan
-    jobs = [job for job in plan(config)[args.stage] if set(job) & set(args.agents.split(",")) and job[0] in (args.estimator, job[-1])]
+    from adwm.stages import plan, workbench
+    jobs = [job for job in plan(workbench(config))[args.stage] if set(job) & set(args.agents.split(",")) and job[0] in (args.estimator, job[-1])]
     if not jobs: raise SystemExit(f"no job of the stage '{args.stage}' concerns {args.agents}")
     return jobs
 
 
 def run_stage(args):
     "Make what the stage needs, or run it again where that is there."
-    from adwm.stages import STAGES, cache_folder, fit_stage, freeze
-    from adwm.config import run_jobs
+    from adwm.evaluation import run_jobs
+    from adwm.stages import STAGES, cache_folder, fit_stage, workbench
     config = configured(args)
-    text, fit = freeze(config), config.estimators[args.estimator].fit
+    bench, fit = workbench(config), config.estimators[args.estimator].fit
     if args.prepare:
-        for old in cache_folder(config).glob("[!f]*"): shutil.rmtree(old)   # all but the fits
-        if args.stage == "imagination" and fit: fit_stage(text, fit)
-    else: run_jobs([(f"adwm.stages.{STAGES[args.stage].__name__}", (text, *job)) for job in jobs_of(config, args)], config.workers, args.stage)
+        for old in cache_folder(config).glob("[!w]*"): shutil.rmtree(old)   # all but the world models
+        if args.stage == "imagination" and fit: fit_stage(bench, args.estimator)
+    else: run_jobs([(STAGES[args.stage], (bench, *job)) for job in jobs_of(config, args)], config.workers, args.stage)
 
 
 def main():
