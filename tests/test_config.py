@@ -1,6 +1,5 @@
-import os
 "Configurations: what is refused, what a profile changes; jobs that fail late and keep what finished."
-import copy, dataclasses, json, math, re
+import copy, dataclasses, json, math, os, re
 
 import nbformat
 import pytest

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adwm import core
-from adwm.core import Check, Count, Name, Rate, Share, UserError, atomic_write, cached, configuration, distinct, from_dict, is_cached, key_int, key_rng, source_hash, stage_key
+from adwm.core import patch, Check, Count, Name, Rate, Share, UserError, atomic_write, cached, configuration, distinct, from_dict, is_cached, key_int, key_rng, stage_key
 
 
 def test_streams_are_named_not_ordered():
@@ -145,4 +145,60 @@ def test_a_damaged_stage_is_named_and_computed_again(tmp_path, spoil, name):
 
 def test_keys_depend_on_everything():
     assert stage_key({"a": 1}) == stage_key({"a": 1}) != stage_key({"a": 2})
-    assert source_hash("core") != source_hash("core", "episodes")
+
+
+PACKAGE = {"a": """from .b import scale
+LIMIT = 3   # used
+
+def work(x: int) -> int:
+    "What it does."
+    if x > LIMIT: raise ValueError("too large")
+    return scale(x)
+
+class Tool:
+    factor = 2
+    def used(self): return self.helper() + 1
+    def helper(self): return self.factor
+    def other(self): return 7
+""", "b": """def scale(x):
+    from .c import shift
+    return shift(2 * x)
+
+def unrelated(x): return x
+""", "c": """def shift(x): return x + 1
+"""}
+
+
+def keys_of(folder, files):
+    "Code keys of a small package in a process of its own: of a function, and of a method."
+    for name, text in (files | {"__init__": ""}).items(): (folder / "pk").mkdir(exist_ok=True), (folder / "pk" / f"{name}.py").write_text(text)
+    code = "from pk import a; from adwm.core import code_key; print(code_key(a.work), code_key(a.Tool.used))"
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{root()}"}).stdout.split()
+
+
+@pytest.mark.parametrize("module, old, new, moves", [
+    ("a", "# used", "# a limit", ""), ("a", "What it does.", "It works.", ""), ("a", "x: int) -> int", "x)", ""), ("a", "too large", "above the limit", ""), ("a", "    return scale(x)", "\n    return (scale(\n        x))", ""),
+    ("a", "LIMIT = 3", "LIMIT = 4", "function"), ("a", "return scale(x)", "return scale(x) + 1", "function"), ("b", "2 * x", "3 * x", "function"), ("c", "x + 1", "x + 2", "function"),
+    ("b", "unrelated(x): return x", "unrelated(x): return -x", ""), ("a", "return 7", "return 8", ""), ("a", "self.factor", "self.factor + 1", "method"), ("a", "self.helper() + 1", "self.helper()", "method")])
+def test_a_code_key_moves_with_what_a_function_reaches_and_with_nothing_else(tmp_path, module, old, new, moves):
+    before, after = keys_of(tmp_path, PACKAGE), keys_of(tmp_path, PACKAGE | {module: PACKAGE[module].replace(old, new)})
+    assert PACKAGE[module] != PACKAGE[module].replace(old, new) and [a != b for a, b in zip(before, after)] == [moves == "function", moves == "method"]
+
+
+def test_code_keys_reach_what_was_forgotten_by_hand():
+    "Randomness under a trained model, a domain's features under a gate, the sampler under imagination."
+    from adwm.core import code_closure
+    from adwm.envs import Domain
+    from adwm.estimation import Simulated, WorldModel
+    from adwm.fitting import fit
+    assert ("adwm.core", "key_int") in code_closure(fit) and ("adwm.envs", "Domain") in code_closure(Simulated.ask_gate, Domain)
+    assert {("adwm.schedule", "denoise"), ("adwm.retrieval", "PageIndex")} <= set(code_closure(WorldModel.simulator, WorldModel.learn))
+
+
+def test_a_method_may_be_spread_over_cells():
+    class Lamp: pass
+    def brightness(self: Lamp): return 3
+    assert patch(brightness) is None and Lamp().brightness() == 3 and brightness.__qualname__ == "Lamp.brightness"
+    def _price(self: Lamp): return 5
+    patch(property(_price))
+    assert Lamp()._price == 5

@@ -277,6 +277,7 @@ def test_the_pool_stands_beside_the_papers(run):
 
 def test_tables_without_content_say_why(run):
     from adwm.results import Evaluation
+    from adwm.stages import workbench
     some = tuple(e for e in run.config.estimators if e.setting == "ours")
     bare = Evaluation(workbench(dataclasses.replace(run.config, classical=None, paper=None, estimators=some)), {})
     for table in (bare.diagnostics(), bare.adapter_table(), bare.paired_differences(), bare.summary(fresh=True)): assert list(table.columns) == ["nothing"] and len(table) == 1
@@ -296,3 +297,55 @@ def test_papermill_smoke_without_output_path(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     nb = json.loads(done.stdout)
     assert not [o for c in nb["cells"] if c["cell_type"] == "code" for o in c["outputs"] if o["output_type"] == "error"]
+
+
+def test_a_row_is_what_the_estimator_says_by_itself(run):
+    "The look-up of a table and the one that a reader calls are one object: value, interval and every imagined return agree."
+    import adwm
+    from adwm.config import EstimatorPart
+    from adwm.evaluation import evaluate
+    agent = run.config.collect.targets[0]
+    line = EstimatorPart("look-up", "ours", "neighbour", agents=(agent,), epsilons=(0.0,))
+    table = evaluate(dataclasses.replace(run.config, estimators=(line,), classical=None))
+    row = table.rows[lambda r: (r["estimator"] == "look-up") & (r["policy"] == agent) & (r["seed"] == "all") & (r["metric"] == "reward")].iloc[0]
+    said = table.bench.fitted(0).judge(table.bench.agent(agent))
+    assert (said.value, *said.interval) == (row["value"], row["lower"], row["upper"])
+    alone = adwm.estimate(run.data.pool, table.bench.agent(agent), table.bench.estimator(0), domain=table.bench.domain, seeds=run.config.imagine.seeds, horizon=run.config.horizon)
+    assert abs(alone.value - said.value) < .02 and alone.per_task.keys() == said.per_task.keys()
+
+
+MINE = """
+from dataclasses import dataclass
+from adwm.estimation import LookUp, PolicyValue
+from adwm.retrieval import NearestNeighbour
+
+@dataclass(frozen=True)
+class Best:
+    name: str = "best"
+    share: float = 0.1
+    def fit(self, logs, domain, how): return Fitted(self, sorted(e.ret for e in logs)[-max(1, int(self.share * len(logs))):])
+
+class Fitted:
+    def __init__(self, it, best): self.it, self.value = it, sum(best) / len(best)
+    def judge(self, agent, epsilon=0.0): return PolicyValue(agent.name, self.it.name, self.value, epsilon=epsilon)
+"""
+
+
+def test_anybodys_estimator_is_a_line_of_the_tables(run, tmp_path, monkeypatch):
+    "By import path, with options, beside the others, without a change of the package; and any of the package's by its name."
+    from adwm.config import EstimatorPart, checked
+    from adwm.evaluation import evaluate
+    (tmp_path / "mine_best.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lines = (*run.config.estimators, EstimatorPart("best half", "baseline", "mine_best:Best", options={"share": 0.5}), EstimatorPart("the pool's mean", "baseline", "pool mean"))
+    config = dataclasses.replace(run.config, estimators=lines, classical=None)
+    found = evaluate(config)
+    own = found.rows[found.rows["estimator"] == "best half"]
+    best = sorted(e.ret for e in run.data.pool)[-(len(run.data.pool) // 2):]
+    assert len(own) == len(config.collect.targets) * len(config.imagine.epsilons) + 1 and np.allclose(own["value"], np.mean(best)) and own["truth"].notna().all()
+    assert np.allclose(found.rows[found.rows["estimator"] == "the pool's mean"]["value"], run.pool_value())
+    assert ("baseline", "best half") in found.summary().index and found.rows[found.rows["setting"] == "ours"].equals(run.rows[run.rows["setting"] == "ours"])
+    values = dataclasses.asdict(config)
+    for change, says in ((dict(kind="mine_best:Worst"), "cannot be imported"), (dict(kind="adwn"), "the valid ones are"), (dict(options={"part": 1}), "cannot be made with part"), (dict(tasks=3), "tasks means nothing")):
+        wrong = [*values["estimators"][:-2], values["estimators"][-2] | change]
+        with pytest.raises(UserError, match=says): checked(values | {"estimators": wrong}, "params")
