@@ -1,5 +1,5 @@
 "Keyed randomness, configurations, atomic files and the stage cache."
-import dataclasses, pickle, shutil, signal, subprocess, sys, textwrap, warnings
+import dataclasses, os, pickle, shutil, signal, subprocess, sys, textwrap, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adwm import core
-from adwm.core import patch, Check, Count, Name, Rate, Share, UserError, atomic_write, cached, configuration, distinct, from_dict, is_cached, key_int, key_rng, stage_key
+from adwm.core import Check, Count, Name, Rate, Share, UserError, atomic_write, cached, configuration, distinct, from_dict, is_cached, key_int, key_rng, patch, root, stage_key
 
 
 def test_streams_are_named_not_ordered():
