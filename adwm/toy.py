@@ -110,11 +110,12 @@ def good_choices(
     "What can be done on the page of a good."
     return (*(f"choose[{color}]" for color in good.colors), "back[]", "buy[]")
 
-# %% ../nbs/07_toy.ipynb #a56d243c
+# %% ../nbs/07_toy.ipynb #760aa8bf
 class KioskDomain(Domain):
     "The kiosk's pages and actions behind the common interface."
     name = "kiosk"
     look_up = {"fit": 1.0}       # customers go where the words of their wish are
+    composes = adapts = True     # lists can be taken apart, and pages put into other words
 
     def page_type(self, obs: str) -> str:
         "front, list, good or end."
