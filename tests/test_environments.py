@@ -74,12 +74,12 @@ collect:
   fresh_epsilons: [0.0, 0.25]
   replicates: 1
   fresh_replicates: 1
-imagine: {seeds: [0], epsilons: [0.0]}
+imagine: {seeds: [0], epsilons: [0.0, 0.25]}
 fits:
   ours: {setting: ours, train: {joint: 4, cached: 8, batch: 8}}
 estimators:
   - {name: ADWM, setting: ours, kind: adwm, fit: ours}
-  - {name: nearest neighbour, setting: baseline, kind: neighbour}
+  - {name: look-up, setting: baseline, kind: neighbour, readout: logged}
 check_episodes: 4
 source: remake
 workers: 1
@@ -179,9 +179,9 @@ def test_a_readers_environment_from_agents_to_rows(reader):
     folder = assets_folder(config)
     pool = read_episodes(folder / "pool.jsonl.gz", config.env)
     assert {e.env for e in pool} == {"cups_of_a_reader:CUPS"} and len(pool) == 12 * 3 and {r["policy"] for r in read_truth(folder / "truth.csv.gz")} == {"b", "reference"}
-    told = run.rows[(run.rows["status"] == "estimated") & run.rows["estimator"].isin(["ADWM", "nearest neighbour"])]
-    assert set(run.rows["status"][run.rows["estimator"] == "ADWM"]) == {"estimated"}
-    assert set(told["estimator"]) == {"ADWM", "nearest neighbour"} and told["value"].between(0, 1).all() and told["truth"].notna().all()
+    told = run.rows[run.rows["estimator"].isin(["ADWM", "look-up"])]
+    assert set(told["estimator"]) == {"ADWM", "look-up"} and told["truth"].notna().all() and (told["n_rollouts"] == 12).all()
+    assert (told["status"][told["estimator"] == "look-up"] == "estimated").all(), "what it reads is in the logs; for the gate of a readout they are few"
     assert check_assets(folder, spec_of(config)).env == config.env
     with pytest.raises(UserError, match="env = \"cups_of_a_reader:CUPS\", and the configuration says \"webshop\""):
         check_assets(folder, dataclasses.replace(spec_of(config), env="webshop"))
