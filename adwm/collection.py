@@ -60,15 +60,15 @@ def pool_plan(
 def with_log_probs(
     policy,                    # the agent, or a ReferencePolicy
     episodes: list[Episode],   # all of one epsilon
-    epsilon: float,
-    domain,
+    epsilon: float,            # of the mixture
+    domain: Domain,
 ) -> list[Episode]:
     "The same episodes with the behavior log-probability in every turn (Eq. 39)."
     logps = policy_log_probs(policy, episodes, epsilon, domain)
     return [replace(e, turns=tuple(replace(t, logp=round(float(l), 6)) for t, l in zip(e.turns, lp))) for e, lp in zip(episodes, logps)]
 
 def collect_pool(
-    simulator,                 # the real environment
+    simulator: Simulator,      # the real environment
     agents: dict,              # name -> policy, from weak to strong
     tasks: list[Task],
     seed: int,
@@ -111,7 +111,7 @@ def truth_row(
                 seed=episode.seed, reward=reward, success=succeeded(reward), turns=len(episode.turns), digest=digest(episode))
 
 def collect_truth(
-    simulator,
+    simulator: Simulator,      # the real environment
     policies: dict,            # name -> policy, the targets
     tasks: dict,               # split -> list of tasks
     plan: dict,                # split -> (epsilons, replicates)
@@ -197,7 +197,7 @@ def read_truth(
 
 # %% ../nbs/57_collection.ipynb #b73ff80d
 def replay(
-    simulator,
+    simulator: Simulator,      # the real environment
     episodes: list[Episode],
 ) -> list[str]:   # one sentence per difference, empty when all agree
     "Play logged actions in the engine and compare pages, choices and rewards."
@@ -217,7 +217,7 @@ def replay(
     return wrong
 
 def reroll(
-    simulator,
+    simulator: Simulator,      # the real environment
     policies: dict,            # name -> policy
     wanted: list[tuple],       # (policy name, task, epsilon, replicate, seed, digest)
     horizon: int,
@@ -393,8 +393,8 @@ def check_assets(
         raise UserError(f"{path} was made with {what} = {other}, and the configuration says {value}; "
                         "change it back, or remake the files with -p source remake")
     strange = sorted(set(spec.collect.targets) - set(made.collect.targets))
-    if strange:
-        raise UserError(f"{Path(folder)} holds no truth of {', '.join(strange)}; it has that of {', '.join(made.collect.targets) or 'nobody'}")
+    there = ", ".join(made.collect.targets) or "nobody"
+    if strange: raise UserError(f"{Path(folder)} holds no truth of {', '.join(strange)}; it has that of {there}")
     return made
 
 
@@ -405,7 +405,8 @@ def _noted(cell, where):
 
 def _difference(what, ours, theirs):
     "The first place where two values differ, and what each says there, in a few characters."
-    if isinstance(ours, dict) and isinstance(theirs, dict): parts = [(f"{what}.{k}", ours.get(k), theirs.get(k)) for k in {**ours, **theirs}]
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        parts = [(f"{what}.{k}", ours.get(k), theirs.get(k)) for k in {**ours, **theirs}]
     elif isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
         parts = [(f"{what}[{i}]", *both) for i, both in enumerate(zip(ours, theirs))]
     else: return what, f"{json.dumps(ours):.120}", f"{json.dumps(theirs):.120}"
@@ -445,8 +446,8 @@ def _training(env, seed, world):
 
 def load_agents(
     folder: str | Path,      # the cell's assets
-    names,                   # which agents
-    domain,
+    names: tuple[str, ...],  # which agents
+    domain: Domain,
     temperature: float = 1.0,
 ) -> dict:                   # name -> policy
     "Agents of a cell by name."

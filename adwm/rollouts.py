@@ -52,11 +52,14 @@ def roll_chunk(
         struck = [rows[i].epsilon > 0 and key_rng(*k, "coin").random() < rows[i].epsilon for i, k in zip(live, keys)]
         actions = dict(_reference(simulator, states, [(i, k) for i, k, s in zip(live, keys, struck) if s]))
         ask = [(i, k) for i, k, s in zip(live, keys, struck) if not s]
-        if ask: actions |= zip([i for i, _ in ask], session.act([i for i, _ in ask], [states[i] for i, _ in ask], [key_rng(*k, "act") for _, k in ask]))
+        own = [i for i, _ in ask]
+        if ask: actions |= zip(own, session.act(own, [states[i] for i in own], [key_rng(*k, "act") for _, k in ask]))
         chosen = [actions[i] for i in live]
         session.observe(live, [states[i] for i in live], chosen)
         for i, o in zip(live, simulator.step([states[i] for i in live], chosen, keys), strict=True):
-            if not math.isfinite(o.reward): raise UserError(f"{type(simulator).__name__} answered '{actions[i]}' with the reward {o.reward} at turn {turn} of task {tasks[i].id}; rewards must be finite numbers")
+            if not math.isfinite(o.reward):
+                raise UserError(f"{type(simulator).__name__} answered '{actions[i]}' with the reward {o.reward} "
+                                f"at turn {turn} of task {tasks[i].id}; rewards must be finite numbers")
             states[i], ended[i] = o.state, o.terminated
             notes[i].append(o.info)
         live = [i for i in live if not ended[i]]
@@ -66,7 +69,8 @@ def roll_chunk(
             for t, r, s, done in zip(tasks, rows, states, ended)]
 
 def _reference(simulator, states, struck):
-    return [(i, simulator.domain.reference(states[i].task, states[i].obs, states[i].choices).sample(key_rng(*k, "reference"))) for i, k in struck]
+    u = lambda s: simulator.domain.reference(s.task, s.obs, s.choices)
+    return [(i, u(states[i]).sample(key_rng(*k, "reference"))) for i, k in struck]
 
 # %% ../nbs/05_rollouts.ipynb #96d4dbba
 def rollout(
@@ -93,20 +97,23 @@ def rollout(
     return done
 
 def _give_back():
-    "Return freed memory to the system where the C library can (glibc): a chunk's many small blocks would otherwise stay with the process."
+    "Return freed memory to the system where the C library can (glibc): a chunk's many small blocks would stay with the process."
     getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)(0)
 
+# %% ../nbs/05_rollouts.ipynb #960a9299
 def _finished(path, rows, chunk, policy, seed, env):
     path = Path(path)
     if not path.exists() or path.stat().st_size == 0: return []
     raw = path.read_bytes()
     lines = raw[:raw.rfind(b"\n") + 1].splitlines(keepends=True)
-    if len(lines) > len(rows): raise UserError(f"{path} holds {len(lines)} episodes where {len(rows)} were asked for (did two runs write to it?); delete it")
+    if len(lines) > len(rows):
+        raise UserError(f"{path} holds {len(lines)} episodes where {len(rows)} were asked for (did two runs write to it?); delete it")
     whole = len(lines) if len(lines) == len(rows) else len(lines) // chunk * chunk
     tmp = path.with_name(path.name + ".tmp")
     tmp.write_bytes(b"".join(lines[:whole])); os.replace(tmp, path)
     done = read_episodes(path) if whole else []
     for e, r in zip(done, rows):
         if (e.env, e.policy, e.task, e.epsilon, e.index, e.seed) != (env, policy.name, r.task, r.epsilon, r.replicate, seed):
-            raise UserError(f"{path} holds other episodes than the ones asked for (found {e.policy} on {e.task.id}); choose another file or delete it")
+            raise UserError(f"{path} holds other episodes than the ones asked for (found {e.policy} on {e.task.id}); "
+                            "choose another file or delete it")
     return done

@@ -74,7 +74,7 @@ NONSENSE = [   # place, value, what the refusal says beside the place
     ("adapters.contrastive.updats", 1, "did you mean 'updates'"), ("classical.net.epoch", 1, "did you mean 'epochs'"), ("collect.recipes.0.widht", 1, "did you mean 'width'"),
     ("collect.slots", [{"polcy": "a-weak"}], "did you mean 'policy'"), ("estimators.0.imagine.draw", 2, "no parameter 'draw'"), ("estimators.3.imagine", {"beta": 1.0}, "no parameter 'beta'"),
     ("imagine.folds", 2, "no parameter 'folds'"), ("aims.eror", 0.1, "did you mean 'error'"), ("paper.size", 3, "no parameter 'size'"), ("collect.world.slipp", 0.2, "did you mean 'slip'"),
-    ("collect.world.data", "shop", "no parameter 'data'"), ("collect.world.shops", -1, "above 0"), ("collect.world.slip", "often", "must be a number"), ("estimators.0.kind", "oracle", "adwm, neighbour"),
+    ("collect.world.data", "shop", "no parameter 'data'"), ("collect.world.shops", -1, "at least 1"), ("collect.world.slip", "often", "must be a number"), ("estimators.0.kind", "oracle", "adwm, neighbour"),
     ("estimators.0.imagine", {"gamma": 1.0}, "imagine.gamma needs an adapter"), ("estimators.0.imagine", {"soft": True}, "imagine.soft needs an adapter"), ("estimators.0.reading", "sum", "readout is 'text'"),
     ("estimators.0.readout", "logged", "reads no logged reward"), ("estimators.3.pool", 751, "751, and 750 trajectories were logged"), ("classical.pool", 751, "classical: pool"), ("folds", 151, "has 150 tasks"), ("classical.folds", 151, "has 150 tasks"),
     ("collect.slots", [{"policy": "a-weak", "tasks": 151}], "slot of the pool asks for 151"), ("aims.epsilons", [0.7], "aims.epsilons"), ("fits.ours.model", {"heads": 3}, "multiple of heads"), ("fits.ours.model", {"n_actions": 5}, "leave it out"),
