@@ -4,46 +4,49 @@
 
 # %% auto #0
 __all__ = ['ROW', 'truth_table', 'episode_array', 'policy_lines', 'know_nothing_rows', 'rank_line', 'apart_chain', 'apart_line',
-           'summary_line', 'summary_table', 'with_truth']
+           'value_line', 'best_line', 'summary_line', 'summary_table', 'with_truth']
 
 # %% ../nbs/13_rows.ipynb #a18fb3c8
 from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from .core import UserError, key_rng
-from .metrics import bias, coverage, draws_interval, exact_p, mae, mean_se, percentile, regret, rmse, skill, spearman, within_se
+from .metrics import (bias, coverage, draws_interval, exact_p, mae, mean_se, percentile, regret, rmse, skill, spearman,
+                          within_se)
 
-# %% ../nbs/13_rows.ipynb #1d3d2ba6
+# %% ../nbs/13_rows.ipynb #7b0790c6
 ROW = ["cell", "setting", "estimator", "policy", "epsilon", "seed", "metric", "value", "lower", "upper",
        "truth", "truth_se", "n_rollouts", "n_truth", "status"]
 
-
+# %% ../nbs/13_rows.ipynb #1d3d2ba6
 def truth_table(
     episodes: pd.DataFrame,  # one line per real episode: policy, epsilon, task_id and the metric's column
     metric: str = "reward",  # or "success"
     rollouts: int = 1,       # episodes a task of the simulator that `se_rollout` is about
 ) -> pd.DataFrame:           # policy, epsilon, truth, truth_se, se_within, se_rollout, n_truth, tasks
-    "Measured value of every policy: standard error clustered by task, and with the tasks held fixed."
+    "Measured values: standard errors clustered by task, and with the tasks held fixed; raises UserError for missing columns."
     missing = {"policy", "epsilon", "task_id", metric} - set(episodes.columns)
     if missing:
         raise UserError(f"the truth table lacks the columns {sorted(missing)}: write it with one line per real episode")
     lines = []
     for (policy, epsilon), group in episodes.groupby(["policy", "epsilon"], sort=True):
-        mean, se = mean_se(group[metric], group["task_id"])
-        within = [within_se(group[metric], group["task_id"], m) for m in (None, rollouts)]
-        lines.append((policy, epsilon, mean, se, *within, len(group), group["task_id"].nunique()))
+        values, tasks = group[metric], group["task_id"]
+        mean, se = mean_se(values, tasks)
+        lines.append(dict(policy=policy, epsilon=epsilon, truth=mean, truth_se=se, se_within=within_se(values, tasks),
+                          se_rollout=within_se(values, tasks, rollouts), n_truth=len(group), tasks=tasks.nunique()))
     return pd.DataFrame(lines, columns=["policy", "epsilon", "truth", "truth_se", "se_within", "se_rollout", "n_truth", "tasks"])
 
-
+# %% ../nbs/13_rows.ipynb #287e102d
 def episode_array(
-    episodes: pd.DataFrame,   # one line per episode, real or imagined
-    policies: list,           # (policy, epsilon) pairs: the last axis, in this order
-    metric: str = "reward",   # column to read
-    repeat: str = "seed",     # column of the middle axis: "seed" (imagined) or "replicate" (real)
-) -> np.ndarray:              # (T, S, P), tasks and seeds in sorted order
-    "Episodes as the array the bootstrap wants; a missing episode is an error, not a NaN."
+    episodes: pd.DataFrame,              # one line per episode, real or imagined
+    policies: list[tuple[str, float]],   # (policy, epsilon) pairs: the last axis, in this order
+    metric: str = "reward",              # column to read
+    repeat: str = "seed",                # column of the middle axis: "seed" (imagined) or "replicate" (real)
+) -> np.ndarray:                         # (T, S, P), tasks and seeds in sorted order
+    "Episodes as the array the bootstrap wants; raises UserError where one is missing."
     wide = episodes.pivot_table(index="task_id", columns=["policy", "epsilon", repeat], values=metric, aggfunc="mean", observed=True)
     repeats = sorted(episodes[repeat].unique())
     absent = [(p, e, s) for p, e in policies for s in repeats if (p, e, s) not in wide.columns]
@@ -56,7 +59,7 @@ def policy_lines(
     rows: pd.DataFrame,      # rows of any estimators
     metric: str = "reward",  # which metric's rows
 ) -> pd.DataFrame:           # one line per (setting, estimator, policy, epsilon), seeds averaged, epsilon = 1 once
-    "Average the seeds and count epsilon = 1 once, under the policy name `shared`."
+    "Average the seeds and count epsilon = 1 once, under the policy name `shared`; raises UserError for missing columns or no rows."
     missing = set(ROW) - set(rows.columns)
     if missing:
         raise UserError(f"rows lack the columns {sorted(missing)}: a row has {', '.join(ROW)}")
@@ -64,10 +67,10 @@ def policy_lines(
     if rows.empty:
         raise UserError(f"there are no rows of metric {metric!r}: the table holds other metrics or nothing")
     rows.loc[rows["epsilon"] == 1, "policy"] = "shared"
-    keys, numbers = ["cell", "setting", "estimator", "policy", "epsilon"], ["value", "lower", "upper", "truth", "truth_se", "n_truth"]
-    lines = rows.groupby(keys, sort=False, dropna=False)
-    out = lines[numbers].mean().join(lines["n_rollouts"].sum()).join(lines["status"].agg(lambda s: " / ".join(dict.fromkeys(s))))
-    return out.reset_index()
+    numbers = ["value", "lower", "upper", "truth", "truth_se", "n_truth"]
+    lines = rows.groupby(["cell", "setting", "estimator", "policy", "epsilon"], sort=False, dropna=False)
+    status = lines["status"].agg(lambda s: " / ".join(dict.fromkeys(s)))
+    return lines[numbers].mean().join(lines["n_rollouts"].sum()).join(status).reset_index()
 
 # %% ../nbs/13_rows.ipynb #4b9c65a0
 def know_nothing_rows(
@@ -91,12 +94,12 @@ def _noisy(
     level: float,         # of the intervals in the lines
     resamples: int,       # B
     seed: int,            # key of the draws
-) -> tuple:               # truth draws, estimate draws, both (B, P)
+) -> tuple[np.ndarray, np.ndarray]:  # truth draws, estimate draws, both (B, P)
     "Normal draws of truth and estimate around their values, as wide as their standard errors."
     z = 2 * NormalDist().inv_cdf((1 + level) / 2)
-    width = ((lines["upper"] - lines["lower"]) / z).fillna(0).to_numpy()
+    truth_se, width = lines["truth_se"].fillna(0).to_numpy(), ((lines["upper"] - lines["lower"]) / z).fillna(0).to_numpy()
     noise = key_rng(seed, "summary").normal(size=(2, resamples, len(lines)))
-    return lines["truth"].to_numpy() + lines["truth_se"].fillna(0).to_numpy() * noise[0], lines["value"].to_numpy() + width * noise[1]
+    return lines["truth"].to_numpy() + truth_se * noise[0], lines["value"].to_numpy() + width * noise[1]
 
 # %% ../nbs/13_rows.ipynb #b73d14da
 def rank_line(
@@ -105,18 +108,18 @@ def rank_line(
     level: float = .9,       # of the interval
     resamples: int = 2000,   # B
     seed: int = 0,           # key of the draws
-) -> dict:                   # rho, its interval and exact p, at this epsilon; NaN with fewer than three agents
+) -> dict[str, float]:       # rho, exact p and the interval of rho at this epsilon; NaN with fewer than three agents
     "Rank correlation over agents at one epsilon with exact p and an interval that includes the truth's noise."
-    tag, at = f"{epsilon:g}", lines[lines["epsilon"] == epsilon]
-    if len(at) < 3:
-        return {f"rho eps={tag}": np.nan, f"p eps={tag}": np.nan, f"rho eps={tag} lower": np.nan, f"rho eps={tag} upper": np.nan}
-    rho = spearman(at["truth"], at["value"])
-    low, high = percentile(spearman(*_noisy(at, level, resamples, seed)), level) if not np.isnan(rho) else (np.nan, np.nan)
-    return {f"rho eps={tag}": rho, f"p eps={tag}": exact_p(at["truth"], at["value"]), f"rho eps={tag} lower": low, f"rho eps={tag} upper": high}
+    tag, at = f"eps={epsilon:g}", lines[lines["epsilon"] == epsilon]
+    rho = p = low = high = np.nan
+    if len(at) > 2:
+        rho, p = spearman(at["truth"], at["value"]), exact_p(at["truth"], at["value"])
+        if not np.isnan(rho): low, high = percentile(spearman(*_noisy(at, level, resamples, seed)), level)
+    return {f"rho {tag}": rho, f"p {tag}": p, f"rho {tag} lower": low, f"rho {tag} upper": high}
 
 # %% ../nbs/13_rows.ipynb #b214b968
 def apart_chain(
-    truth,            # measured values, (n,)
+    truth: ArrayLike, # measured values, (n,)
     gap: float = .05, # least distance between neighbours of the chain
 ) -> np.ndarray:      # indices of the chain, lowest truth first
     "The longest chain of policies that are at least `gap` apart in truth, built from the lowest upward."
@@ -130,54 +133,71 @@ def apart_line(
     lines: pd.DataFrame,  # policy lines of one estimator
     epsilon: float,       # agents are ranked at this epsilon
     gap: float = .05,     # in truth
-) -> dict:                # rho_apart, its exact p and n_apart at this epsilon; rho is NaN with fewer than three agents
+) -> dict[str, float]:    # rho_apart, its exact p and n_apart at this epsilon; rho is NaN with fewer than three agents
     "Rank correlation over the agents of one epsilon that are at least `gap` apart in truth."
     tag, at = f"eps={epsilon:g}", lines[lines["epsilon"] == epsilon]
     at = at.iloc[apart_chain(at["truth"], gap)]
     rho, p = (spearman(at["truth"], at["value"]), exact_p(at["truth"], at["value"])) if len(at) > 2 else (np.nan, np.nan)
     return {f"rho_apart {tag}": rho, f"p_apart {tag}": p, f"n_apart {tag}": len(at)}
 
+# %% ../nbs/13_rows.ipynb #83b193fa
+def value_line(
+    lines: pd.DataFrame,            # policy lines of one estimator, each with a value and a truth
+    pool_mean: float | None = None, # mean return of the logs, for skill; None: skill is NaN
+    level: float = .9,              # of the interval
+    resamples: int = 2000,          # B
+    seed: int = 0,                  # key of the draws
+) -> dict[str, float]:              # MAE with its interval, RMSE, bias, skill, MAE at epsilon 0, coverage
+    "Errors of value of one estimator."
+    V, E, zero = lines["truth"].to_numpy(), lines["value"].to_numpy(), lines[lines["epsilon"] == 0]
+    error = draws_interval(mae, mae(V, E), mae(*_noisy(lines, level, resamples, seed)), level)
+    return {"MAE": error.value, "MAE lower": max(error.lower, 0.), "MAE upper": error.upper, "RMSE": rmse(V, E), "bias": bias(V, E),
+            "skill": np.nan if pool_mean is None else skill(V, E, pool_mean),
+            "MAE eps=0": mae(zero["truth"], zero["value"]) if len(zero) else np.nan,
+            "coverage": coverage(V, lines["lower"], lines["upper"])}
+
+
+def best_line(
+    agents: pd.DataFrame,  # policy lines of one estimator at epsilon 0
+) -> dict[str, float]:     # bias of best; best inside: 1 where the interval holds its truth, NaN without one
+    "What an estimator says of the agent that is really best."
+    best = agents.loc[agents["truth"].idxmax()]
+    inside = best["lower"] <= best["truth"] <= best["upper"]
+    return {"bias of best": best["value"] - best["truth"], "best inside": np.nan if np.isnan(best["lower"]) else float(inside)}
+
 # %% ../nbs/13_rows.ipynb #db4d3129
 def summary_line(
-    lines: pd.DataFrame,     # policy lines of one estimator
-    pool_mean: float = None, # mean return of the logs, for skill
-    epsilons=(0., .25),      # where agents are ranked
-    level: float = .9,       # of the intervals
-    resamples: int = 2000,   # B
-    seed: int = 0,           # key of the draws
-    apart: float = .05,      # least distance in truth between agents of `rho_apart`
-) -> dict:                   # column -> number
-    "All metrics of one estimator over its policies."
+    lines: pd.DataFrame,            # policy lines of one estimator
+    pool_mean: float | None = None, # mean return of the logs, for skill
+    epsilons: tuple = (0., .25),    # where agents are ranked
+    level: float = .9,              # of the intervals
+    resamples: int = 2000,          # B
+    seed: int = 0,                  # key of the draws
+    apart: float = .05,             # least distance in truth between agents of `rho_apart`
+) -> dict[str, float]:              # column -> number
+    "All metrics of one estimator over its policies; what a ranking alone cannot have is left out."
     known = lines.dropna(subset=["value", "truth"])
     out = {"policies": len(lines), "refused": len(lines) - len(known)}
     if known.empty:
         return out
     valued = known[known["status"] != "rank only"]
     if len(valued):
-        V, E, zero = valued["truth"].to_numpy(), valued["value"].to_numpy(), valued[valued["epsilon"] == 0]
-        error = draws_interval(mae, mae(V, E), mae(*_noisy(valued, level, resamples, seed)), level)
-        out |= {"MAE": error.value, "MAE lower": max(error.lower, 0.), "MAE upper": error.upper, "RMSE": rmse(V, E), "bias": bias(V, E)}
-        out["skill"] = np.nan if pool_mean is None else skill(V, E, pool_mean)
-        out["MAE eps=0"] = mae(zero["truth"], zero["value"]) if len(zero) else np.nan
-        out["coverage"] = coverage(V, valued["lower"], valued["upper"])
+        out |= value_line(valued, pool_mean, level, resamples, seed)
     for epsilon in epsilons:
         out |= rank_line(known, epsilon, level, resamples, seed) | apart_line(known, epsilon, apart)
     agents = known[known["epsilon"] == 0]
     if len(agents):
-        best = agents.loc[agents["truth"].idxmax()]
-        inside = best["lower"] <= best["truth"] <= best["upper"]
         out["regret eps=0"] = regret(agents["truth"], agents["value"])
-        if len(valued):
-            out |= {"bias of best": best["value"] - best["truth"], "best inside": np.nan if np.isnan(best["lower"]) else float(inside)}
+        if len(valued): out |= best_line(agents)
     return out
 
 # %% ../nbs/13_rows.ipynb #5d59bdae
 def summary_table(
-    rows: pd.DataFrame,      # rows of any number of settings and estimators of one cell
-    truth=None,              # truth_table output to use instead of the truth the rows carry
-    metric: str = "reward",  # or "success"
-    **options,               # pool_mean, epsilons, level, resamples, seed, apart of summary_line
-) -> pd.DataFrame:           # one line per setting and estimator, in the order of the rows
+    rows: pd.DataFrame,                 # rows of any number of settings and estimators of one cell
+    truth: pd.DataFrame | None = None,  # truth_table output to use instead of the truth the rows carry
+    metric: str = "reward",             # or "success"
+    **options,                          # pool_mean, epsilons, level, resamples, seed, apart of summary_line
+) -> pd.DataFrame:                      # one line per setting and estimator, in the order of the rows
     "One line per setting and estimator: value errors, skill, ranks with exact p, coverage (epsilon = 1 counted once)."
     lines = policy_lines(rows, metric)
     if truth is not None:
@@ -186,11 +206,15 @@ def summary_table(
         pool = lines.loc[lines["estimator"] == "pool mean", "value"]
         options["pool_mean"] = float(pool.iloc[0]) if len(pool) else None
     groups = lines.groupby(["setting", "estimator"], sort=False)
-    return pd.DataFrame({key: summary_line(group, **options) for key, group in groups}).T.infer_objects().rename_axis(["setting", "estimator"])
+    table = pd.DataFrame({key: summary_line(group, **options) for key, group in groups})
+    return table.T.infer_objects().rename_axis(["setting", "estimator"])
 
 
-def with_truth(lines: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
-    "Replace the truth of rows or policy lines by that of a truth_table (another split, for instance)."
+def with_truth(
+    lines: pd.DataFrame,  # rows or policy lines
+    truth: pd.DataFrame,  # from truth_table: of another split, for instance
+) -> pd.DataFrame:        # the same lines with that truth, NaN where it was not measured
+    "Replace the truth of rows or policy lines."
     truth = truth.assign(policy=truth["policy"].where(truth["epsilon"] != 1, "shared"))
     truth = truth.drop_duplicates(["policy", "epsilon"]).set_index(["policy", "epsilon"])
     keys = [("shared" if e == 1 else p, e) for p, e in zip(lines["policy"], lines["epsilon"])]
