@@ -16,7 +16,8 @@ import pandas as pd
 import seaborn as sns
 
 from .core import UserError, key_rng
-from .metrics import mean_se, noise_floor, policy_lines, summary_table
+from .metrics import mean_se, noise_floor
+from .rows import policy_lines, summary_table
 from .style import COLORS, MARKERS, color_of, styled
 
 # %% ../nbs/60_plots.ipynb #b21691f3
@@ -122,7 +123,7 @@ def epsilon_curves(
 # %% ../nbs/60_plots.ipynb #c5fe89b6
 @styled
 def error_ladder(
-    summary: pd.DataFrame,   # metrics.summary_table
+    summary: pd.DataFrame,   # rows.summary_table
     floor=None,              # Interval of a perfect simulator's MAE; None: no line
     column: str = "MAE",     # or "MAE eps=0" (no interval)
     ax=None,                 # axes to draw on; None: a new figure
@@ -170,7 +171,7 @@ def estimate_figure(
     metric: str = "reward",   # or "success"
     floor=None,               # Interval of a perfect simulator's MAE (metrics.noise_floor(...)["mae"])
     title: str = "",          # over the whole figure
-    **options,                # of metrics.summary_table
+    **options,                # of rows.summary_table
 ):                            # the figure
     "One slide: estimate against truth per setting, errors beside the floors, curves over epsilon per agent."
     mine = rows[(rows["estimator"] == estimator) & (rows["metric"] == metric)]

@@ -31,7 +31,8 @@ def estimate_rows(
     status: str = "estimated",
 ) -> pd.DataFrame:            # rows without truth; seed "all" averages the seeds
     "Values with intervals, per policy, epsilon and metric, seeds together and apart."
-    from adwm.metrics import ROW, bootstrap_weights, episode_array, percentile, value_interval
+    from adwm.metrics import bootstrap_weights, percentile, value_interval
+    from adwm.rows import ROW, episode_array
     out, refused = [], status.startswith("refused")
     policies = sorted({(p, e) for p, e in zip(episodes["policy"], episodes["epsilon"])})
     for metric in ("reward", "success"):
@@ -63,7 +64,7 @@ def compare(
     tasks: set,           # the tasks that the estimator imagined: it is judged on these
 ) -> pd.DataFrame:
     "Write measured values and their standard errors beside the estimates, on the same tasks."
-    from adwm.metrics import truth_table, with_truth
+    from adwm.rows import truth_table, with_truth
     same = truth[truth["task_id"].isin(tasks)]
     tables = {m: truth_table(same, m) for m in rows["metric"].unique()}
     return pd.concat([with_truth(rows[rows["metric"] == m], t) for m, t in tables.items()], ignore_index=True)
@@ -73,7 +74,7 @@ def classical_rows(
     config: RunConfig,
 ) -> pd.DataFrame:   # rows without truth; seed "all" averages the seeds of estimators that are fitted
     "The classical estimates of a cell as rows; an interval over all seeds is the mean of theirs."
-    from adwm.metrics import ROW
+    from adwm.rows import ROW
     text, out, n = freeze(config), [], len(logs(freeze(config), config.classical.pool)[0])
     told = lambda s, r: s if not r else f"{s}: {r}"
     for agent in [*config.collect.targets, ReferencePolicy.name]:
@@ -94,7 +95,7 @@ def nothing(why: str) -> pd.DataFrame:
 class Results:
     "A finished run: estimates of every estimator with the truth beside them, one row each."
     def __init__(self, config: RunConfig, data: Data, seconds: dict):
-        from adwm.metrics import floor_rows
+        from adwm.rows import know_nothing_rows
         self.config, self.data, self.seconds = config, data, seconds
         self.truth = {s: read_truth_frame(config, s) for s in ("pool", "fresh")}
         self.gates = {i: read_gate(config, i) for i in range(len(config.estimators))}
@@ -103,7 +104,7 @@ class Results:
                  for i, p in enumerate(config.estimators)]
         if config.classical: parts.append((EstimatorPart("classical", "baseline", "neighbour"), self._classical()))
         rows, fresh = (pd.concat([r for p, r in parts if p.split == s] or [parts[0][1].iloc[:0]], ignore_index=True) for s in ("pool", "fresh"))
-        floors = [floor_rows(rows[rows["seed"] == "all"], self.pool_value(m), m).assign(seed="all") for m in rows["metric"].unique()]
+        floors = [know_nothing_rows(rows[rows["seed"] == "all"], self.pool_value(m), m).assign(seed="all") for m in rows["metric"].unique()]
         self.rows = pd.concat([rows, *floors, fresh], ignore_index=True)
         self.fresh = {p.name for p, _ in parts if p.split == "fresh"}
 
@@ -202,21 +203,23 @@ class Compared(Checked):
 
     def summary(self, metric: str = "reward", fresh: bool = False) -> pd.DataFrame:
         "One line per setting and estimator, the know-nothing floors among them."
-        from adwm.metrics import summary_table
+        from adwm.rows import summary_table
         rows = self.together(fresh)
         if not (rows["metric"] == metric).any(): return nothing(f"nothing was estimated about {metric} on {'fresh tasks' if fresh else 'tasks of the pool'}")
         return summary_table(rows, metric=metric, pool_mean=self.pool_value(metric), level=self.config.level)
 
     def floor(self, fresh: bool = False) -> dict:
         "What a perfect simulator with as many rollouts as `ours` would score."
-        from adwm.metrics import noise_floor, truth_table
+        from adwm.metrics import noise_floor
+        from adwm.rows import truth_table
         split = "fresh" if fresh else "pool"
         t = truth_table(self.truth[split], "reward", len(seeds_of(self.config, split)))
         return noise_floor(t["truth"], t["se_within"], t["se_rollout"], self.config.level, epsilon=t["epsilon"].to_numpy())
 
     def paired(self, first: str, second: str, epsilon: float | None = None) -> dict:
         "MAE of one estimator minus that of another on the same resampled tasks, with its interval; estimators as 'setting/name'."
-        from adwm.metrics import episode_array, paired_interval
+        from adwm.metrics import paired_interval
+        from adwm.rows import episode_array
         number = {f"{p.setting}/{p.name}": i for i, p in enumerate(self.config.estimators)}
         for name in (first, second):
             if name not in number: raise UserError(f"there is no estimator '{name}'; the valid ones are {', '.join(number)}")
@@ -333,7 +336,7 @@ class Judged(Compared):
     "A finished run beside what was asked of it."
     def lines(self, setting: str, estimator: str, fresh: bool = False) -> pd.DataFrame:
         "One estimator's values, one line per policy that it estimated."
-        from adwm.metrics import policy_lines
+        from adwm.rows import policy_lines
         rows = self.together(fresh)[lambda r: (r["setting"] == setting) & (r["estimator"] == estimator) & (r["metric"] == "reward")]
         return policy_lines(rows).dropna(subset=["value", "truth"]) if len(rows) else rows
 
@@ -371,7 +374,7 @@ class Classical(Judged):
 
     def paper_line(self) -> pd.DataFrame:
         "Table 2's line of this cell: rho over epsilon (mean over agents), rho over agents, errors, and how many policies were estimated, doubted or refused."
-        from adwm.metrics import policy_lines, summary_table
+        from adwm.rows import policy_lines, summary_table
         rows = self.rivals()[lambda r: r["seed"] == "all"]
         lines = policy_lines(rows)
         kinds = lines.assign(kind=lines["status"].str.split(":").str[0]).groupby(["setting", "estimator", "kind"], sort=False).size().unstack(fill_value=0)
@@ -382,7 +385,7 @@ class Classical(Judged):
 
     def per_seed(self) -> pd.DataFrame:
         "Table 5: rho over epsilon, rho over agents at epsilon 0 and MAE, seed by seed, of every estimator that depends on one."
-        from adwm.metrics import policy_lines, summary_table
+        from adwm.rows import policy_lines, summary_table
         rows = self.rivals()[lambda r: (r["setting"] != "floor") & (r["seed"] != "all")]
         out = {}
         for seed, some in rows.groupby("seed"):
@@ -393,7 +396,7 @@ class Classical(Judged):
 
     def curve_table(self, policy: str = "") -> pd.DataFrame:
         "Table 6: the curves over epsilon, measured and estimated, of one agent or the mean over all."
-        from adwm.metrics import policy_lines
+        from adwm.rows import policy_lines
         lines = policy_lines(self.rivals()[lambda r: r["seed"] == "all"])
         lines = lines[lines["policy"].isin([policy, "shared"])] if policy else lines
         values = lines.groupby(["setting", "estimator", "epsilon"])["value"].agg(lambda x: x.mean(skipna=False)).unstack("epsilon")

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from .core import UserError
-from .readouts import bounded, task_bootstrap
+from .metrics import bounded, task_bootstrap
 from .retrieval import PageIndex, by_template, offered, one_step
 from .rollouts import Row, roll_chunk
 

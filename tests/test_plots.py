@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from adwm import metrics, plots
+from adwm import rows as tables
 from adwm.core import UserError, key_rng
 
 
@@ -22,8 +23,8 @@ def rows(settings=("ours", "paper"), agents=6, epsilons=(0., .25, 1.), interval=
                     v = V + .02 * rng.normal() if setting == "ours" else .4 + .2 * V
                     bounds = (v - .05, v + .05) if interval else (np.nan, np.nan)
                     lines.append(("made", setting, "ADWM", "shared" if e == 1 else f"agent{a}", e, seed, "reward", v, *bounds, V, .01, 150, 600, "estimated"))
-    table = pd.DataFrame(lines, columns=metrics.ROW)
-    return pd.concat([table, metrics.floor_rows(table, .3)], ignore_index=True)
+    table = pd.DataFrame(lines, columns=tables.ROW)
+    return pd.concat([table, tables.know_nothing_rows(table, .3)], ignore_index=True)
 
 
 def test_scatter_has_one_panel_per_setting_and_every_policy():
@@ -32,7 +33,7 @@ def test_scatter_has_one_panel_per_setting_and_every_policy():
     points = [line for line in fig.axes[0].lines if line.get_marker() in plots.MARKERS and len(line.get_xdata()) == 1]
     assert len(points) == 13, "6 agents x 2 epsilons and the shared policy once"
     truth = sorted(round(float(p.get_xdata()[0]), 6) for p in points)
-    assert truth == sorted(round(v, 6) for v in metrics.policy_lines(rows()).query("setting == 'ours'")["truth"])
+    assert truth == sorted(round(v, 6) for v in tables.policy_lines(rows()).query("setting == 'ours'")["truth"])
 
 
 @pytest.mark.parametrize("settings", [("ours",), ("ours", "paper", "third")])
@@ -60,10 +61,10 @@ def test_one_agent_one_epsilon():
 
 
 def test_error_ladder_is_sorted_and_names_the_floors():
-    fig = plots.error_ladder(metrics.summary_table(rows()), metrics.Interval(.02, .01, .03))
+    fig = plots.error_ladder(tables.summary_table(rows()), metrics.Interval(.02, .01, .03))
     names = [t.get_text() for t in fig.axes[0].get_yticklabels()]
     assert names[0] == "ADWM, ours" and {"pool mean", "eps only"} <= set(names) and "-eps" not in names
-    assert plots.error_ladder(metrics.summary_table(rows()), column="MAE eps=0").axes
+    assert plots.error_ladder(tables.summary_table(rows()), column="MAE eps=0").axes
 
 
 def test_loss_curves_one_panel_per_phase():
