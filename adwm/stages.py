@@ -254,8 +254,8 @@ def simulator_of(
     readout = readout_of(config_json, plain, part.pool, fold) if part.readout == "text" else None
     ending = ending_of(config_json, part.pool, fold) if readout is not None and not plain else None   # generic features do not see what was done
     if part.kind == "neighbour":
-        from adwm.retrieval import NearestNeighbour, Weights, weights_for
-        return NearestNeighbour(index, readout, part.structured, from_dict(Weights, dataclasses.asdict(weights_for(index.domain)) | part.imagine, f"estimators '{part.name}'.imagine"), ending=ending)
+        from adwm.retrieval import MatchWeights, NearestNeighbour, weights_for
+        return NearestNeighbour(index, readout, part.structured, from_dict(MatchWeights, dataclasses.asdict(weights_for(index.domain)) | part.imagine, f"estimators '{part.name}'.imagine"), ending=ending)
     from adwm.fitting import TrainedModel
     from adwm.imagination import AdwmSimulator, Imagine
     fitted = TrainedModel.load(fit_stage(config_json, part.fit, fold))
