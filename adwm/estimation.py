@@ -30,7 +30,7 @@ from .policies import Policy
 from .readouts import Endings, TextReadout, gate
 from .retrieval import NearestNeighbour, PageIndex, split_by_policy, tune
 from .rollouts import make_rows, rollout
-from .selfchecks import Check, CheckRule, judge, reach_checks, selfcheck
+from .selfchecks import Check, CheckRule, grade, reach_checks, selfcheck
 from .weights import UNRELIABLE, agent_probe, conclude, fit_behavior, mix_probes, read_probe, reference_probe, resolved, write_probe
 
 # %% ../nbs/56_estimation.ipynb #62000349
@@ -416,7 +416,7 @@ def _agent_checks(self: FittedSimulator, name: str, made: list[Episode], value: 
     share = lambda x: float(np.mean([bool(a) for a in x])) if x else 0.0
     more, wild = max(0.0, share(own) - share(theirs)), next(filter(None, own), "")
     why = f"{share(own):.0%} of its actions, such as {wild!r:.40}, are not among those its pages offer; in the logs {share(theirs):.0%}"
-    return [*beyond, Check("actions not offered", name, len(own), share(own), verdict=judge(more, (0.0, 0.1)), reason=why if more else "")]
+    return [*beyond, Check("actions not offered", name, len(own), share(own), verdict=grade(more, (0.0, 0.1)), reason=why if more else "")]
 
 FittedSimulator.agent_checks = _agent_checks
 
