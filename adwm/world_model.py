@@ -365,7 +365,8 @@ def load_model(
         space, notes = from_dict(ActionSpace, record["actions"], f"{where}: actions"), record["notes"]
     except (OSError, ValueError, KeyError, TypeError) as err: raise UserError(f"no world model can be read from {folder}: {err}") from err
     if cfg.n_actions != space.size:
-        raise UserError(f"{where}: the model was built for {cfg.n_actions} actions, and the file lists {space.size}, the unknown one among them")
+        raise UserError(f"{where}: the model was built for {cfg.n_actions} actions, and the file lists {space.size}, "
+                        "the unknown one among them")
     other = [f"{k} is {v}, not {getattr(expect, k)}" for k, v in asdict(cfg).items() if expect and v != getattr(expect, k)]
     if other:
         raise UserError(f"the world model in {folder} was built with another configuration: {'; '.join(other)}; "
