@@ -7,7 +7,7 @@ __all__ = ['SETTINGS', 'relation_names', 'Memo', 'pointers', 'Corpus', 'page_typ
            'setting_config', 'dsm_loss', 'diversity_loss', 'balanced_bce', 'relation_logits', 'relation_loss',
            'bag_of_words', 'text_loss', 'TurnBatch', 'dropped_condition', 'turn_relation', 'joint_losses', 'EMA',
            'optimise', 'cosine_rates', 'Recorder', 'descend', 'train_joint', 'encode_corpus', 'turns_to_imagine',
-           'train_cached', 'TrainedModel', 'fit', 'plot_curves']
+           'train_cached', 'TrainedModel', 'fit']
 
 # %% ../nbs/23_fitting.ipynb #9726b868
 import math
@@ -538,20 +538,3 @@ def fit(
     corpus = make_corpus(episodes, domain, space, model.cfg, types)
     curves = train_joint(model, corpus, how, seed) + train_cached(model, corpus, how, seed)
     return TrainedModel(model.eval(), space, types, setting, curves)
-
-# %% ../nbs/23_fitting.ipynb #04adb9eb
-def plot_curves(
-    curves: list[dict],   # of a TrainedModel
-    title: str,
-    axes: "np.ndarray | None" = None,   # two matplotlib axes; new ones by default
-) -> "np.ndarray":        # the two axes
-    "Loss curves of both phases, as in the paper's Fig. 3."
-    import matplotlib.pyplot as plt
-    axes = plt.subplots(1, 2, figsize=(10, 3))[1] if axes is None else axes
-    for ax, phase in zip(axes, ("joint", "cached")):
-        for name in dict.fromkeys(r["loss"] for r in curves if r["phase"] == phase):
-            part = [(r["update"], r["value"]) for r in curves if r["phase"] == phase and r["loss"] == name]
-            ax.plot(*zip(*part), label=name)
-        ax.set(title=f"{title}, {phase} phase", xlabel="update", yscale="symlog" if phase == "joint" else "log")
-        ax.legend(fontsize=7, ncol=2, loc="upper right")
-    return axes

@@ -9,9 +9,9 @@ __all__ = ['NUMBERED', 'COSINES', 'LOSS_PER_RANK', 'LEAST_VOTE', 'CHUNK', 'AT_ON
            'bag', 'Composer', 'Hit', 'best_of', 'Finder', 'Readout', 'asked', 'LogSimulator', 'NearestNeighbour',
            'one_step', 'offered', 'by_template', 'split_by_policy', 'HeldOut', 'tune']
 
-# %% ../nbs/24_retrieval.ipynb #a28af4db
+# %% ../nbs/24_retrieval.ipynb #074bd22e
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple, Protocol
@@ -559,14 +559,16 @@ def scores(
     text, cosine = self.text_score(query), (self.known @ self.index.words([query]).T).toarray().ravel()
     return text / max(text.max(), 1e-9) + 2 * self.recommended(cosine ** 2), int(cosine.argmax())
 
-# %% ../nbs/24_retrieval.ipynb #f8585c49
+# %% ../nbs/24_retrieval.ipynb #b9d493a6
 @patch
 def rank(
     self: Composer,
     query: str,
+    votes: Callable[[], np.ndarray] | None = None,   # further votes for the lines, (lines,)
 ) -> tuple[np.ndarray, int]:         # lines, best first; number of the most similar logged query
     "Order all logged lines for a query."
     score, near = self.scores(query)
+    score = score if votes is None else score + votes()
     return np.argsort(-score, kind="stable"), near
 
 
@@ -575,6 +577,7 @@ def page(
     self: Composer,
     state: State,
     action: str,
+    votes: Callable[[], np.ndarray] | None = None,   # further votes for the lines, asked only where a list is composed
 ) -> tuple[str, tuple] | None:       # page and its choices; None where the action shows no list
     "The list an action shows: logged if it was logged, composed otherwise."
     domain = self.index.domain
@@ -584,7 +587,7 @@ def page(
     act = bag(act)
     if act in self.pages:
         return self.index.pages[self.pages[act]], self.index.choices[self.pages[act]]
-    order, near = self.rank(act[0])
+    order, near = self.rank(act[0], votes)
     here = {text for text, _ in domain.lines(state.obs)} if act[1] > 1 else set()
     rest = [self.lines[i] for i in order if self.lines[i] not in here]
     start = self.size * max(0, act[1] - 1 - bool(here))
