@@ -121,7 +121,8 @@ def _check(d, rules, *where):
     for name, (kind, fits, _) in rules.items():
         if type(value := d.get(name)) is not kind or fits and not fits(value): _look_again(d, name, rules[name], where)
     if len(d) > len(rules):
-        raise UserError(f"{_place(where)}: the field {min(d.keys() - rules.keys())!r:.60} is unknown; the valid ones are {', '.join(rules)}")
+        unknown = min(d.keys() - rules.keys())
+        raise UserError(f"{_place(where)}: the field {unknown!r:.60} is unknown; the valid ones are {', '.join(rules)}")
 
 def _look_again(d, name, rule, where):
     "A whole number is a number, and log-probabilities need not be known; else this is the error."
@@ -133,7 +134,9 @@ def _place(where): return ", ".join(x if type(x) is str else f"turn {x}" for x i
 
 def _once_each(pairs):
     "An object of JSON, refused where a key stands in it twice."
-    if len(out := dict(pairs)) < len(pairs): raise ValueError(f"the field {next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))!r:.60} stands twice in one object")
+    if len(out := dict(pairs)) < len(pairs):
+            twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
+            raise ValueError(f"the field {twice!r:.60} stands twice in one object")
     return out
 
 def _parse(line, where):
@@ -153,13 +156,16 @@ def _check_end(d, where):
     ended, cut = d["terminated"], d["truncated"]
     if ended == cut: raise UserError(f"{where}: the fields 'terminated' and 'truncated' are both {ended}, and exactly one must be true")
     if ended and d["last_obs"] != TERMINAL:
-        raise UserError(f"{where}: the field 'last_obs' of a terminated episode must be {TERMINAL!r}: a real terminal page may print the score")
-    if cut and d["last_obs"] == TERMINAL: raise UserError(f"{where}: the field 'last_obs' is {TERMINAL!r}, but the episode did not end there")
+        raise UserError(f"{where}: the field 'last_obs' of a terminated episode must be {TERMINAL!r}: "
+                        "a real terminal page may print the score")
+    if cut and d["last_obs"] == TERMINAL:
+        raise UserError(f"{where}: the field 'last_obs' is {TERMINAL!r}, but the episode did not end there")
 
 def _check_start(d, where):
     "An episode starts from its task: a page that methods start from and one that was logged must not differ."
     for name in ("obs", "choices"):
-        if d["turns"][0][name] != d["task"][name]: raise UserError(f"{where}: the field '{name}' of turn 0 differs from that of the task, whose first page this is")
+        if d["turns"][0][name] != d["task"][name]:
+            raise UserError(f"{where}: the field '{name}' of turn 0 differs from that of the task, whose first page this is")
 
 def from_line(
     line: str,   # one line of JSON

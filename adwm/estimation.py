@@ -32,7 +32,7 @@ from .policies import Policy, ReferencePolicy
 from .readouts import Endings, TextReadout, gate
 from .retrieval import NearestNeighbour, PageIndex, split_by_policy, tune
 from .rollouts import make_rows, rollout
-from .selfchecks import Check, CheckRule, judge, reach_checks, selfcheck
+from .selfchecks import Check, CheckRule, grade, reach_checks, selfcheck
 from .weights import UNRELIABLE, agent_probe, conclude, fit_behavior, mix_probes, read_probe, reference_probe, resolved, write_probe
 
 # %% ../nbs/56_estimation.ipynb #62000349
@@ -538,7 +538,7 @@ def agent_checks(self: FittedSimulator, name: str, made: list[Episode], value: f
     share = lambda x: float(np.mean([bool(a) for a in x])) if x else 0.0
     more, wild = max(0.0, share(own) - share(theirs)), next(filter(None, own), "")
     why = f"{share(own):.0%} of its actions, such as {wild!r:.40}, are not among those its pages offer; in the logs {share(theirs):.0%}"
-    return [*beyond, Check("actions not offered", name, len(own), share(own), verdict=judge(more, (0.0, 0.1)), reason=why if more else "")]
+    return [*beyond, Check("actions not offered", name, len(own), share(own), verdict=grade(more, (0.0, 0.1)), reason=why if more else "")]
 
 # %% ../nbs/56_estimation.ipynb #b979993a
 def source_of(x) -> str:  # a function with the plain values that it closes over
@@ -638,9 +638,9 @@ class WorldModel(Simulated):
 
     def trained(self, logs: Logs, domain: Domain, how: EvalConfig):   # a trained model
         "Train on some logs; what was trained before on the same is read from the working folder."
-        from adwm.fitting import Fitted, fit
+        from adwm.fitting import TrainedModel, fit
         if how.work is None: return fit(logs.episodes, domain, **self.training(how))
-        return Fitted.load(self.train_into(logs, domain, how))
+        return TrainedModel.load(self.train_into(logs, domain, how))
 
 # %% ../nbs/56_estimation.ipynb #ed7763b8
 @patch

@@ -19,7 +19,7 @@ from torch import Tensor
 from .core import Amount, Positive, Rate, Share, UserError, configuration, key_rng, patch
 from .envs import Key, Outcome, State, advance
 from .episodes import TERMINAL, Episode, Task
-from .fitting import Fitted, Memo, pointers, relation_logits, relation_names
+from .fitting import TrainedModel, Memo, pointers, relation_logits, relation_names
 from .guidance import cfg
 from .retrieval import Composer, LogSimulator, Matcher, MatchWeights, PageIndex, Query, Readout, weights_by_template
 from .schedule import denoise
@@ -114,7 +114,7 @@ class AdwmSimulator(LogSimulator):
 
     def __init__(
         self,
-        fitted: Fitted,
+        fitted: TrainedModel,
         index: PageIndex,                        # of the pool the model was fitted on
         readout: Readout | None = None,          # rewards of ended episodes; None: the reward head
         how: Imagine | None = None,              # default: the setting's

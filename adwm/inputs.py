@@ -18,8 +18,9 @@ from .core import UserError
 def _once(pairs):
     "An object of JSON; a key that stands in it twice is a mistake."
     out = dict(pairs)
-    if len(out) < len(pairs): raise ValueError(f"the key '{next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))}' stands twice in one object")
-    return out
+    if len(out) == len(pairs): return out
+    twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
+    raise ValueError(f"the key '{twice}' stands twice in one object")
 
 def _no_number(name): raise ValueError(f"{name} is not a number of JSON")
 
@@ -27,7 +28,7 @@ def parse_json(text: str) -> Any:
     "The value of a JSON text; ValueError for repeated keys, NaN, infinity, halves of characters and too many brackets."
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-        if re.search(r"\\u[dD][89a-fA-F]", text): json.dumps(value, ensure_ascii=False).encode()   # one half of a pair cannot be written again
+        if re.search(r"\\u[dD][89a-fA-F]", text): json.dumps(value, ensure_ascii=False).encode()   # fails for one half of a pair
         return value
     except RecursionError as err: raise ValueError("its brackets are nested too deeply") from err
 
@@ -37,7 +38,8 @@ def read_text(
     "The text of a file, whole or not at all; raises UserError that names the file."
     path = Path(path)
     try: return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
-    except (OSError, EOFError, ValueError, zlib.error) as err: raise UserError(f"{path} is not readable ({err}); download it again") from err
+    except (OSError, EOFError, ValueError, zlib.error) as err:
+        raise UserError(f"{path} is not readable ({err}); download it again") from err
 
 def read_json(path: str | Path) -> Any:
     "The value in a JSON file; raises UserError that names the file."
@@ -99,7 +101,8 @@ def world_call(
 
 def _unknown(name, known):
     close = difflib.get_close_matches(name, known, 1)
-    return f"this environment's `world` has no parameter '{name}'{f', did you mean {close[0]}' if close else ''}; the valid ones are {', '.join(known)}"
+    hint = f", did you mean {close[0]}" if close else ""
+    return f"this environment's `world` has no parameter '{name}'{hint}; the valid ones are {', '.join(known)}"
 
 def _parameter(kind, name, value):
     try: return kind.validate_python(value)

@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['Process', 'random_process', 'random_policy', 'uniform_policy', 'mix', 'path_sum', 'log_law', 'law', 'log_likelihood',
            'returns', 'lengths', 'action_values', 'value', 'tilt', 'joint', 'normalise', 'Sample', 'draw',
-           'TabularState', 'TabularOutcome', 'TabularReference', 'TabularDomain', 'task_of', 'locate',
-           'TabularSimulator', 'TabularAgent', 'to_episodes']
+           'TabularDomain', 'task_of', 'locate', 'TabularSimulator', 'TabularAgent', 'to_episodes']
 
 # %% ../nbs/10_tabular.ipynb #7f6cc9f0
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from .core import UserError, key_rng
+from .envs import Domain, Key, Outcome, State, advance
 from .episodes import TERMINAL, Episode, Task, Turn
+from .policies import Policy
 
 # %% ../nbs/10_tabular.ipynb #9ae5b3bb
 @dataclass(frozen=True)
 class Process:
-    "A finite history-dependent process, one array per layer (method notes, section 2)."
+    "A finite history-dependent process, one array per layer."
     n_obs: int                     # O, number of pages
     n_actions: int                 # A, largest number of actions
     start: np.ndarray              # (tasks,) probability of each task; task i is row i of layer 0
@@ -252,96 +253,21 @@ def draw(
         if not len(rows): break
     return Sample(**out, reward=reward, alive=out["node"] >= 0)
 
-# %% ../nbs/10_tabular.ipynb #27419d98
-@dataclass
-class TabularState:
-    "Where an episode stands; the fields every simulator's state has. `extra` = (layer, row)."
-    task: Task
-    obs: str
-    choices: tuple[str, ...]
-    turns: tuple[Turn, ...] = ()
-    soft: object = None
-    extra: tuple[int, int] | None = None
-
-@dataclass
-class TabularOutcome:
-    "What one step returned."
-    state: TabularState
-    reward: float
-    terminated: bool
-    info: dict = field(default_factory=dict)
-
-@dataclass(frozen=True)
-class TabularReference:
-    "The reference distribution u on one page: uniform over its choices (Eq. 39)."
-    actions: tuple[str, ...]
-    probs: np.ndarray
-
-    def sample(self, rng: np.random.Generator) -> str:
-        "Draw an action."
-        return self.actions[int(rng.choice(len(self.actions), p=self.probs))]
-
-    def log_prob(self, action: str) -> float:
-        "Log-probability of an action, -inf if it is not admissible."
-        return float(np.log(self.probs[self.actions.index(action)])) if action in self.actions else -np.inf
-
-# %% ../nbs/10_tabular.ipynb #0d49571d
-class TabularDomain:
-    "What is specific to the tabular process: the interface every domain has."
+# %% ../nbs/10_tabular.ipynb #4cc06471
+class TabularDomain(Domain):
+    "What is specific to the tabular process; whatever else a method asks, the defaults answer."
     name = "tabular"
-    pays_at_truncation = False
-    free_text, look_up = True, {}
-
-    def page_type(self, obs: str) -> str:
-        "All pages are of one type, but for the end."
-        return "end" if obs == TERMINAL else "page"
-
-    def template(self, action: str, obs: str) -> tuple[str, str]:
-        "`move 1` is the template `move` with the argument `1`."
-        return tuple(action.split(" ", 1))
 
     def unresolve(self, template: str, argument: str, obs: str, choices: tuple[str, ...] = ()) -> str:
         "The action string of a template and its argument."
         return f"{template} {argument}"
 
-    def render(self, obs: str) -> str:
-        "Pages are already short text."
-        return obs
-
-    def verbalize(self, action: str, obs: str) -> str:
-        "The agent's words are the environment's."
-        return action
-
-    def parse(self, text: str, obs: str, choices: tuple[str, ...] = ()) -> str:
-        "The environment's action for the agent's words."
-        return text.strip()
-
-    def menu(self, obs: str, choices: tuple[str, ...]) -> tuple[str, ...]:
-        "All actions are closed-form."
-        return tuple(choices)
-
-    def free_search(self, obs: str, choices: tuple[str, ...] = ()) -> bool:
-        "No free text here."
-        return False
-
-    def choices(self, task: Task, obs: str, logged: tuple[str, ...]) -> tuple[str, ...]:
-        "The same page offers the same in every task."
-        return logged
-
-    def vocabulary_name(self, action: str) -> str:
-        "Actions are few: each is its own entry."
-        return action
-
-    def reference(self, task: Task, obs: str, choices: tuple[str, ...]) -> TabularReference:
-        "Uniform over the page's choices."
-        return TabularReference(tuple(choices), np.full(len(choices), 1 / max(len(choices), 1)))
-
     def hidden(self, turns: tuple[Turn, ...]) -> str:
         "What the page does not show: the whole history."
         return " ".join(f"{t.obs} {t.action}" for t in turns)
 
-    def features(self, task_text: str, turns: tuple[Turn, ...], last_action: str, last_obs: str) -> np.ndarray:
-        "Length, last move and last page as numbers, (3,)."
+    def features(self, task_text: str, turns: tuple[Turn, ...], last_action: str, last_obs: str) -> np.ndarray:  # (3,)
+        "Length, last move and last page as numbers."
         page = -1 if last_obs == TERMINAL else int(last_obs.split()[1])
         return np.array([len(turns), int(last_action.split()[1]), page], dtype=float)
 
@@ -358,7 +284,8 @@ def _choices(process, t, n):
 
 def _index(text, what):
     try: return int(text.rsplit(" ", 1)[1])
-    except (IndexError, ValueError): raise UserError(f"'{text}' is not a tabular {what}: expected a word and a number such as 'move 1'") from None
+    except (IndexError, ValueError):
+        raise UserError(f"'{text}' is not a tabular {what}: expected a word and a number such as 'move 1'") from None
 
 def locate(
     process: Process,
@@ -379,29 +306,28 @@ def locate(
 # %% ../nbs/10_tabular.ipynb #7b2b86fe
 class TabularSimulator:
     "The process behind the simulator protocol: keyed, batched, text in and text out."
-    def __init__(self, process: Process):
-        self.process, self.domain = process, TabularDomain()
+    def __init__(self, process: Process): self.process, self.domain = process, TabularDomain()
 
-    def reset(self, tasks: list[Task], keys: list[tuple]) -> list[TabularState]:
+    def reset(self, tasks: list[Task], keys: list[Key]) -> list[State]:
         "First states; the task decides the first page, so the keys are not needed."
-        return [TabularState(t, t.obs, t.choices, extra=(0, _index(t.id.replace("-", " "), "task id"))) for t in tasks]
+        return [State(t, t.obs, t.choices, extra=(0, _index(t.id.replace("-", " "), "task id"))) for t in tasks]
 
-    def step(self, states: list[TabularState], actions: list[str], keys: list[tuple]) -> list[TabularOutcome]:
-        "One turn for every row."
+    def step(self, states: list[State], actions: list[str], keys: list[Key]) -> list[Outcome]:
+        "One turn for every row; raises UserError for an action that is not admissible."
         return [self._step(*row) for row in zip(states, actions, keys)]
 
     def _step(self, state, action, key):
         p, (t, n), a = self.process, state.extra, _index(action, "action")
-        if action not in state.choices: raise UserError(f"'{action}' is not admissible at turn {t} of {state.task.id}: choose among {', '.join(state.choices)}")
+        if action not in state.choices:
+            raise UserError(f"'{action}' is not admissible at turn {t} of {state.task.id}: choose among {', '.join(state.choices)}")
         o = int((key_rng(*key, "page").random() >= np.cumsum(p.step[t][n, a])[:-1]).sum())
-        reward, over = float(p.reward[t][n, a, o]), o == p.n_obs
-        m = -1 if over else int(p.child[t][n, a, o])
-        after = TabularState(state.task, TERMINAL if over else f"page {o}", () if over else _choices(p, t + 1, m),
-                             state.turns + (Turn(state.obs, action, reward, state.choices),), extra=None if over else (t + 1, m))
-        return TabularOutcome(after, reward, over)
+        reward = float(p.reward[t][n, a, o])
+        if o == p.n_obs: return Outcome(advance(state, action, reward, TERMINAL, ()), reward, True)
+        child = int(p.child[t][n, a, o])
+        return Outcome(advance(state, action, reward, f"page {o}", _choices(p, t + 1, child), extra=(t + 1, child)), reward, False)
 
 # %% ../nbs/10_tabular.ipynb #ffc4c52e
-class TabularAgent:
+class TabularAgent(Policy):
     "A policy table behind the agent protocol: sessions that act on text, and exact log-probabilities."
     def __init__(self, name: str, process: Process, policy: tuple[np.ndarray, ...]):
         self.name, self.process, self.policy = name, process, policy
@@ -410,14 +336,14 @@ class TabularAgent:
         "A session; the agent has no memory beside the transcript, so it is its own session."
         return self
 
-    def act(self, rows: list[int], states: list, rngs: list[np.random.Generator]) -> list[str]:
+    def act(self, rows: list[int], states: list[State], rngs: list[np.random.Generator]) -> list[str]:
         "One action per row, drawn with that row's generator."
         return [f"move {rng.choice(self.process.n_actions, p=self.probs(s))}" for s, rng in zip(states, rngs)]
 
-    def observe(self, rows: list[int], states: list, actions: list[str]) -> None:
+    def observe(self, rows: list[int], states: list[State], actions: list[str]) -> None:
         "Told what was really done; nothing to update."
 
-    def probs(self, state) -> np.ndarray:  # (A,)
+    def probs(self, state: State) -> np.ndarray:  # (A,)
         "pi(. | h) at a state, found from its text."
         t = len(state.turns)
         return self.policy[t][locate(self.process, state.task, state.turns, state.obs)[t]]
@@ -443,7 +369,8 @@ def to_episodes(
         turns = []
         for t in range(int(sample.alive[i].sum())):
             n, a = sample.node[i, t], sample.action[i, t]
-            turns.append(Turn(f"page {process.page[t][n]}", f"move {a}", float(sample.reward[i, t]), _choices(process, t, n), float(np.log(policy[t][n, a]))))
+            logp = float(np.log(policy[t][n, a]))
+            turns.append(Turn(f"page {process.page[t][n]}", f"move {a}", float(sample.reward[i, t]), _choices(process, t, n), logp))
         first = int(sample.node[i, 0])
         seen[first] = seen.get(first, -1) + 1
         out.append(Episode("tabular", task_of(process, first), name, epsilon, seed, seen[first], tuple(turns), TERMINAL, True, False))

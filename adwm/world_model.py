@@ -5,21 +5,24 @@
 # %% auto #0
 __all__ = ['TABLE4', 'hash_words', 'Acts', 'ActionSpace', 'fit_actions', 'encode_actions', 'ModelConfig', 'transformer',
            'PageEncoder', 'twin_mask', 'HistoryEncoder', 'time_embedding', 'ScoreNet', 'mlp', 'WorldModel',
-           'parameter_table', 'save_model', 'load_model', 'new_model']
+           'parameter_table', 'save_model', 'new_model', 'load_model']
 
 # %% ../nbs/22_world_model.ipynb #d2f6181a
 import json, math, re, zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Callable, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Check, Count, Positive, UserError, atomic_write, configuration, distinct, from_dict, key_int, sound_weights
+from .core import (Check, Count, Positive, UserError, atomic_write, configuration, distinct, from_dict, key_int, patch,
+                       sound_weights)
+from .envs import Domain
+from .episodes import Episode
 from .inputs import parse_json
 from .schedule import PREDICTIONS, Schedule, cosine_schedule, eps_to_z0, noise_model
 
@@ -45,7 +48,7 @@ class Acts(NamedTuple):
 class ActionSpace:
     "What the model knows about actions: the strings of a vocabulary or the templates of a domain."
     kind: Literal["vocab", "structured"]
-    names: Annotated[tuple[str, ...], Check(distinct)]   # strings or templates; the unknown index comes after them, the null index after that
+    names: Annotated[tuple[str, ...], Check(distinct)]   # strings or templates; then come the unknown index and the null index
     arg_words: Count = 16    # words kept of an argument
     buckets: Positive = 32768  # hash buckets of the words
 
@@ -56,14 +59,14 @@ class ActionSpace:
 
 # %% ../nbs/22_world_model.ipynb #6b8f02c6
 def fit_actions(
-    episodes: list,          # logged episodes
-    domain,                  # resolves actions into template and argument
+    episodes: list[Episode], # logged
+    domain: Domain,          # resolves actions into template and argument
     kind: str = "vocab",     # "vocab" or "structured"
     limit: int = 256,        # most strings kept (paper, E.6)
-    arg_words: int = 16,
-    buckets: int = 32768,
+    arg_words: int = 16,     # words kept of an argument
+    buckets: int = 32768,    # hash buckets of the words
 ) -> ActionSpace:
-    "The action space of a pool: its most frequent strings, or its templates."
+    "The action space of a pool: its most frequent strings, or its templates; raises UserError for another kind."
     if kind not in ("vocab", "structured"): raise UserError(f"actions must be vocab or structured, not {kind!r}")
     name = (lambda t: domain.vocabulary_name(t.action)) if kind == "vocab" else (lambda t: domain.template(t.action, t.obs)[0])
     count = Counter(name(t) for e in episodes for t in e.turns)
@@ -75,7 +78,7 @@ def encode_actions(
     space: ActionSpace,
     actions: list[str],   # environment actions, (b,)
     pages: list[str],     # the page each was done on, (b,)
-    domain,
+    domain: Domain,
 ) -> Acts:                # index (b,), words (b, arg_words)
     "Actions as indices and argument words; strings outside the space get the unknown index."
     number, words = {s: i for i, s in enumerate(space.names)}, np.zeros((len(actions), space.arg_words), np.int64)
@@ -111,8 +114,8 @@ class ModelConfig:
     text_buckets: Count = 0                    # buckets of the bag-of-words decoder, 0 for none
 
     def __post_init__(self):
-        for name in ("width", "context"):
-            if getattr(self, name) % self.heads: raise ValueError(f"has heads = {self.heads} and {name} = {getattr(self, name)}, which must be a multiple of heads")
+        for name, size in (("width", self.width), ("context", self.context)):
+            if size % self.heads: raise ValueError(f"has heads = {self.heads} and {name} = {size}, which must be a multiple of heads")
         if self.time % 2: raise ValueError(f"has time = {self.time}, which must be even: half are sines, half cosines")
 
     @staticmethod
@@ -229,7 +232,7 @@ def mlp(
     parts = [m for a, b in zip(widths[:-1], widths[1:]) for m in (nn.Linear(a, b), act())]
     return nn.Sequential(*parts[:-1])
 
-# %% ../nbs/22_world_model.ipynb #a16aa960
+# %% ../nbs/22_world_model.ipynb #5e4218aa
 class WorldModel(nn.Module):
     "Everything that is trained on the logs; the soft-token projector belongs to the adapter."
     def __init__(self, cfg: ModelConfig):
@@ -251,54 +254,68 @@ class WorldModel(nn.Module):
         "Width of what our setting adds to the score net's condition: present latent, action, argument."
         return self.cfg.d_z + self.cfg.act + self.cfg.width if self.cfg.structured else 0
 
-    def argument_vector(self,
-        words: Tensor,  # argument words, (..., arg_words)
-    ) -> Tensor:        # mean of the page encoder's word embeddings, (..., width); zero for no argument
-        "An argument in the words of the pages."
-        on = (words > 0).float()[..., None]
-        return (self.encoder.word(words)*on).sum(-2)/on.sum(-2).clamp(min=1)**.5
-
-    def act_code(self,
-        acts: Acts,     # index (...), words (..., arg_words)
-    ) -> Tensor:        # (..., act)
-        "An action as the history encoder reads it."
-        code = self.act(acts.index)
-        return code + self.argument(self.argument_vector(acts.words)) if self.cfg.structured else code
-
-    def condition(self,
-        c: Tensor,             # context, (b, context)
-        z: Tensor,             # present latent, (b, d_z)
-        acts: Acts | None,     # None: no action is given (classifier-free guidance)
-    ) -> Tensor:               # (b, context + extra)
-        "What the score net is conditioned on: c, and in our setting also z, template and argument."
-        if not self.extra: return c
-        if acts is None: return torch.cat([c, z, self.null.expand(*c.shape[:-1], -1), c.new_zeros(*c.shape[:-1], self.cfg.width)], -1)
-        return torch.cat([c, z, self.act(acts.index), self.argument_vector(acts.words)], -1)
-
     @property
     def null(self) -> Tensor:
         "Code of the null action, (act,)."
         return self.act.weight[self.cfg.n_actions]
 
-    def contexts(self,
-        z_task: Tensor,  # latent of the instruction, (b, d_z)
-        z: Tensor,       # latents of the pages, (b, n, d_z)
-        acts: Acts,      # actions, (b, n)
-    ) -> tuple[Tensor, Tensor]:  # c and c_null of every turn, (b, n, context)
-        "Contexts of every turn, the instruction in front; the oldest turns of a long past are dropped."
-        if (cut := z.shape[1] - (self.cfg.history - 1)) > 0:
-            c, c_null = self.contexts(z_task, z[:, cut:], Acts(acts.index[:, cut:], acts.words[:, cut:]))
-            early = self.contexts(z_task, z[:, :cut], Acts(acts.index[:, :cut], acts.words[:, :cut]))
-            return torch.cat([early[0], c], 1), torch.cat([early[1], c_null], 1)
-        code = torch.cat([self.null.expand(len(z), 1, -1), self.act_code(acts)], 1)
-        c, c_null = self.history(torch.cat([z_task[:, None], z], 1), code, self.null)
-        return c[:, 1:], c_null[:, 1:]
+# %% ../nbs/22_world_model.ipynb #af6b167b
+@patch
+def argument_vector(
+    self: WorldModel,
+    words: Tensor,  # argument words, (..., arg_words)
+) -> Tensor:        # sum of the page encoder's word embeddings over the root of their number, (..., width); zero for no argument
+    "An argument in the words of the pages."
+    on = (words > 0).float()[..., None]
+    return (self.encoder.word(words)*on).sum(-2)/on.sum(-2).clamp(min=1)**.5
 
-    def noise_fn(self,
-        cond: Tensor,    # (b, context + extra)
-    ):                   # (zk, k) -> eps
-        "The network as a guess of the noise, whatever it predicts."
-        return noise_model(lambda zk, k: self.score(zk, k, cond), self.schedule, self.cfg.prediction)
+@patch
+def act_code(
+    self: WorldModel,
+    acts: Acts,     # index (...), words (..., arg_words)
+) -> Tensor:        # (..., act)
+    "An action as the history encoder reads it."
+    code = self.act(acts.index)
+    return code + self.argument(self.argument_vector(acts.words)) if self.cfg.structured else code
+
+# %% ../nbs/22_world_model.ipynb #05580320
+@patch
+def contexts(
+    self: WorldModel,
+    z_task: Tensor,  # latent of the instruction, (b, d_z)
+    z: Tensor,       # latents of the pages, (b, n, d_z)
+    acts: Acts,      # actions, (b, n)
+) -> tuple[Tensor, Tensor]:  # c and c_null of every turn, (b, n, context)
+    "Contexts of every turn, the instruction in front; the oldest turns of a long past are dropped."
+    if (cut := z.shape[1] - (self.cfg.history - 1)) > 0:
+        c, c_null = self.contexts(z_task, z[:, cut:], Acts(acts.index[:, cut:], acts.words[:, cut:]))
+        early = self.contexts(z_task, z[:, :cut], Acts(acts.index[:, :cut], acts.words[:, :cut]))
+        return torch.cat([early[0], c], 1), torch.cat([early[1], c_null], 1)
+    code = torch.cat([self.null.expand(len(z), 1, -1), self.act_code(acts)], 1)
+    c, c_null = self.history(torch.cat([z_task[:, None], z], 1), code, self.null)
+    return c[:, 1:], c_null[:, 1:]
+
+# %% ../nbs/22_world_model.ipynb #c8375d31
+@patch
+def condition(
+    self: WorldModel,
+    c: Tensor,             # context, (b, context)
+    z: Tensor,             # present latent, (b, d_z)
+    acts: Acts | None,     # None: no action is given (classifier-free guidance)
+) -> Tensor:               # (b, context + extra)
+    "What the score net is conditioned on: c, and in our setting also z, template and argument."
+    if not self.extra: return c
+    rows = c.shape[:-1]
+    if acts is None: return torch.cat([c, z, self.null.expand(*rows, -1), c.new_zeros(*rows, self.cfg.width)], -1)
+    return torch.cat([c, z, self.act(acts.index), self.argument_vector(acts.words)], -1)
+
+@patch
+def noise_fn(
+    self: WorldModel,
+    cond: Tensor,                              # (b, context + extra)
+) -> Callable[[Tensor, Tensor], Tensor]:       # (zk, k) -> eps
+    "The network as a guess of the noise, whatever it predicts."
+    return noise_model(lambda zk, k: self.score(zk, k, cond), self.schedule, self.cfg.prediction)
 
 # %% ../nbs/22_world_model.ipynb #83e0a2e8
 TABLE4 = {"encoder": 5.053, "history": .814, "score": .527, "bc": .170, "reward": .115, "end": .050, "inverse": .044, "act": .001}
@@ -324,27 +341,7 @@ def save_model(
     record = dict(config=asdict(model.cfg), actions=asdict(space), notes=notes or {})
     return atomic_write(folder / "model.json", json.dumps(record, indent=1, sort_keys=True)).parent
 
-# %% ../nbs/22_world_model.ipynb #0b43d53e
-def load_model(
-    folder: str | Path,
-    expect: ModelConfig | None = None,  # refuse a model of other sizes
-) -> tuple[WorldModel, ActionSpace, dict]:  # model in evaluation mode, its actions, the notes
-    "Read a saved model; a missing, damaged or different one raises UserError."
-    from safetensors.torch import load
-    try:
-        where, data = Path(folder) / "model.json", (Path(folder) / "model.safetensors").read_bytes()
-        record = parse_json(where.read_text())
-        cfg, space, notes = from_dict(ModelConfig, record["config"], f"{where}: config"), from_dict(ActionSpace, record["actions"], f"{where}: actions"), record["notes"]
-    except (OSError, ValueError, KeyError, TypeError) as err: raise UserError(f"no world model can be read from {folder}: {err}") from err
-    if cfg.n_actions != space.size: raise UserError(f"{where}: the model was built for {cfg.n_actions} actions, and the file lists {space.size}, the unknown one among them")
-    other = [f"{k} is {v}, not {getattr(expect, k)}" for k, v in asdict(cfg).items() if expect and v != getattr(expect, k)]
-    if other: raise UserError(f"the world model in {folder} was built with another configuration: {'; '.join(other)}; train it again or change the configuration")
-    model = new_model(cfg, 0)
-    try: model.load_state_dict(sound_weights(load(data), f"{folder}/model.safetensors"))
-    except UserError: raise
-    except Exception as err: raise UserError(f"the weights in {folder} do not fit their configuration: {str(err).splitlines()[0]}") from err
-    return model.eval(), space, notes
-
+# %% ../nbs/22_world_model.ipynb #8b318cad
 def new_model(
     cfg: ModelConfig,
     seed: int,
@@ -353,3 +350,29 @@ def new_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_int(seed, "world model"))
         return WorldModel(cfg)
+
+# %% ../nbs/22_world_model.ipynb #f345a912
+def load_model(
+    folder: str | Path,
+    expect: ModelConfig | None = None,  # refuse a model of other sizes
+) -> tuple[WorldModel, ActionSpace, dict]:  # model in evaluation mode, its actions, what else was kept
+    "Read a saved model; a missing, damaged or different one raises UserError."
+    from safetensors.torch import load
+    try:
+        where, data = Path(folder) / "model.json", (Path(folder) / "model.safetensors").read_bytes()
+        record = parse_json(where.read_text())
+        cfg = from_dict(ModelConfig, record["config"], f"{where}: config")
+        space, notes = from_dict(ActionSpace, record["actions"], f"{where}: actions"), record["notes"]
+    except (OSError, ValueError, KeyError, TypeError) as err: raise UserError(f"no world model can be read from {folder}: {err}") from err
+    if cfg.n_actions != space.size:
+        raise UserError(f"{where}: the model was built for {cfg.n_actions} actions, and the file lists {space.size}, "
+                        "the unknown one among them")
+    other = [f"{k} is {v}, not {getattr(expect, k)}" for k, v in asdict(cfg).items() if expect and v != getattr(expect, k)]
+    if other:
+        raise UserError(f"the world model in {folder} was built with another configuration: {'; '.join(other)}; "
+                        "train it again or change the configuration")
+    model = new_model(cfg, 0)
+    try: model.load_state_dict(sound_weights(load(data), f"{folder}/model.safetensors"))
+    except UserError: raise
+    except Exception as err: raise UserError(f"the weights in {folder} do not fit their configuration: {str(err).splitlines()[0]}") from err
+    return model.eval(), space, notes

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from adwm.core import key_rng  # noqa: E402
 
-MODULES = ("weights", "fitted", "metrics", "selfchecks", "readouts")
+MODULES = ("weights", "fitted", "metrics", "rows", "selfchecks", "readouts")
 MEMORY = 8 << 30   # bytes of addresses a test run may ask for: a changed constant must not take the machine down
 COMPARISONS = {ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt), ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,),
                ast.In: (ast.NotIn,), ast.NotIn: (ast.In,), ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,)}

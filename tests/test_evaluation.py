@@ -24,7 +24,7 @@ def run(tmp_path_factory):
 
 
 def test_rows_have_the_schema_and_both_settings(run):
-    from adwm.metrics import ROW
+    from adwm.rows import ROW
     assert list(run.rows.columns) == ROW
     assert {"paper", "ours", "baseline", "floor"} <= set(run.rows["setting"])
     told = run.rows[(run.rows["setting"] != "floor") & run.rows["status"].eq("estimated")]

@@ -246,6 +246,6 @@ def test_importing_the_package_is_light():
     code = "import time, sys; t = time.perf_counter(); import adwm; print(time.perf_counter() - t, *[m for m in ('torch', 'transformers', 'pandas', 'scipy', 'matplotlib', 'numpy') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert out[1:] == [] and float(out[0]) < 2
-    for module in {"core", "episodes", "metrics"} & set(MODULES):
+    for module in {"core", "episodes", "metrics", "rows"} & set(MODULES):
         code = f"import sys, adwm.{module}; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

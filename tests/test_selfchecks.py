@@ -11,7 +11,7 @@ from adwm.policies import ReferencePolicy, ScriptedPolicy
 from adwm.readouts import TextReadout, ends, gate
 from adwm.retrieval import NearestNeighbour, PageIndex
 from adwm.rollouts import make_rows, rollout
-from adwm.selfchecks import (Check, CheckRule, SelfCheck, event_checks, event_rates, judge, reach_checks, replay, resimulate, selfcheck, track_checks, unseen_checks, value_checks, variation)
+from adwm.selfchecks import (Check, CheckRule, SelfCheck, event_checks, event_rates, grade, reach_checks, replay, resimulate, selfcheck, track_checks, unseen_checks, value_checks, variation)
 from tests_helpers import small_shop
 
 
@@ -135,7 +135,7 @@ def test_value_checks_judge_components_only_beyond_their_bounds():
     low = [replace(e, turns=(*e.turns[:-1], replace(e.turns[-1], reward=.7))) for e in logs]
     assert {c.verdict for c in value_checks(logs, logs, CheckRule())} == {"trust"}
     assert {c.verdict for c in value_checks(low, logs, CheckRule())} == {"refuse"}
-    assert {c.verdict for c in value_checks(low[:5], logs[:5], CheckRule())} == {"-"}, "too few to judge"
+    assert {c.verdict for c in value_checks(low[:5], logs[:5], CheckRule())} == {"-"}, "too few to grade"
     noisy = [replace(e, turns=(*e.turns[:-1], replace(e.turns[-1], reward=float(i % 2)))) for i, e in enumerate(logs)]
     assert value_checks(noisy, logs, CheckRule(bias=(.05, .45)))[0].verdict == "caution", "bounds reach below the limit"
 
@@ -146,7 +146,7 @@ def test_events_and_limits():
     rates = event_rates(rollout(world, go, make_rows([world.task()], [0.0]), 0, 5), world.domain)
     assert rates == {"page types": {"page": 1.0}, "acts": {"go": .5, "press": .5}, "ends": {"turn 2": 1.0}}
     assert variation(rates["acts"], {"go": 1.0}) == .5 and variation({"a": 1.}, {"b": 1.}) == 1
-    assert [judge(x, (.8, .6)) for x in (.9, .7, .5)] == [judge(x, (.1, .2)) for x in (0, .15, .3)] == ["trust", "caution", "refuse"]
+    assert [grade(x, (.8, .6)) for x in (.9, .7, .5)] == [grade(x, (.1, .2)) for x in (0, .15, .3)] == ["trust", "caution", "refuse"]
 
 
 def test_the_worst_line_decides_and_the_answer_is_one_line():
@@ -203,10 +203,10 @@ def test_the_limits_are_the_ones_written_down():
     "At a limit a line is still good; beyond the first a reader should be careful, beyond the second there is no estimate; what is not a number is refused."
     rule, off = CheckRule(), 1e-9
     for limits, worse in ((rule.offered, -1), (rule.distance, 1), (rule.events, 1), (rule.track, -1), (rule.bias, 1), (rule.beyond, 1), (rule.high, -1)):
-        assert [judge(x, limits) for x in (limits[0], limits[0] + worse * off, limits[1], limits[1] + worse * off)] == ["trust", "caution", "caution", "refuse"]
+        assert [grade(x, limits) for x in (limits[0], limits[0] + worse * off, limits[1], limits[1] + worse * off)] == ["trust", "caution", "caution", "refuse"]
     assert (rule.offered, rule.distance, rule.events, rule.track) == ((.75, .55), (.75, 1.), (.15, .3), (.5, .25)), "no good estimate was ever made beyond these"
     assert (rule.bias, rule.beyond, rule.high, rule.few) == ((.05, .1), (.1, .25), (.05, .01), 10)
-    assert judge(float("nan"), rule.bias) == judge(float("inf"), rule.offered) == "refuse"
+    assert grade(float("nan"), rule.bias) == grade(float("inf"), rule.offered) == "refuse"
 
 
 def walks(lengths, reward=1.0, policy="go", epsilon=0.0):
