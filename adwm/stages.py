@@ -424,7 +424,7 @@ def probe_stage(
 ) -> Path:              # folder with probe.json.gz; for the reference also behavior.json.gz
     "Ask an agent about every logged prefix."
     from adwm.probes import probe_of
-    from adwm.weights import Probe, agent_probe, fit_behavior, reference_probe, write_probe
+    from adwm.weights import PolicyProbe, agent_probe, fit_behavior, reference_probe, write_probe
     config = thaw(config_json)
     def make(folder):
         start, pool, domain = time.perf_counter(), logs(config_json, config.classical.pool)[0], domain_of(config.env)
@@ -433,7 +433,7 @@ def probe_stage(
         else:
             write_probe(folder / "probe.json.gz", reference_probe(domain, pool, config.classical.samples))
             silent = tuple(tuple(() for _ in e.turns) for e in pool)
-            write_probe(folder / "behavior.json.gz", Probe("fitted behavior", 0.0, tuple(fit_behavior(pool, domain)), silent, silent))
+            write_probe(folder / "behavior.json.gz", PolicyProbe("fitted behavior", 0.0, tuple(fit_behavior(pool, domain)), silent, silent))
         atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
     return cached(cache_folder(config), f"probe-{agent}", probe_key(config, agent), make)
 
