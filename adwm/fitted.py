@@ -26,9 +26,9 @@ from .core import Amount, Positive, Rate, UserError, configuration, key_int, pat
 from .envs import Domain, overlap, words
 from .episodes import Episode, Task, Turn, split_by_task
 from .weights import (BEHAVIORS, ESTIMATED, NO_TRAJECTORY, UNRELIABLE, Estimate, ImportanceSampling, Logs, PolicyProbe, Terms,
-                          WeightRule, action_coverage, add_terms, behavior_of, check_behavior, conclude, discounts, flat_rewards, impossible,
-                          mix_probes, normalised, pad, pdis_terms, ratio_terms, stack, stepwis_terms, t_quantile, thin, turn_counts,
-                          unweighable, weight_notes)
+                          WeightRule, action_coverage, add_terms, behavior_of, check_behavior, conclude, discounts, flat_rewards,
+                          impossible, mix_probes, normalised, pad, pdis_terms, ratio_terms, stack, stepwis_terms, t_quantile, thin,
+                          turn_counts, unweighable, weight_notes)
 
 # %% ../nbs/31_fitted.ipynb #4b21ca2e
 Encoder = Callable[[Task, tuple[Turn, ...], str, str], int | np.ndarray]  # (task, history, page, action) -> key or features
@@ -578,7 +578,7 @@ def blends(
     v: np.ndarray,  # (n, T)
     discount: float = 1.0,
 ) -> np.ndarray:    # (n, T + 1) pseudo-terms; column j has mean g^(j)
-    "The ladder from dm (column 0) to WDR (last column), with influences."
+    "All j-step returns from dm (column 0) to WDR (last column), with influences."
     delta, out = td_errors(logs, q, v, discount), [v[:, 0]]
     share = normalised(delta.logw)
     for t, d in enumerate(discounts(logs, discount)): out.append(out[-1] + d * ratio_terms(share[:, t], delta.reward[:, t]))
@@ -588,7 +588,7 @@ class MagicTerms(NamedTuple):
     "MAGIC as terms, and how it mixed."
     x: np.ndarray       # (n,)
     shift: float        # 0
-    rungs: np.ndarray   # (T + 1,) weights of the j-step returns
+    mixed: np.ndarray   # (T + 1,) weights of the j-step returns
 
 def magic_terms(
     logs: Logs,
@@ -604,6 +604,7 @@ def magic_terms(
     x = simplex_qp(np.cov(unit.T) / len(P) + np.outer(b, b), 1e-6)
     return MagicTerms(P @ x, 0.0, x)
 
+# %% ../nbs/31_fitted.ipynb #baa5ee21
 def stretch(
     sure: Estimate,   # of the same quantity, with an interval that can be relied on
     value: float,
@@ -662,7 +663,7 @@ def from_logs(
     alone = conclude(*terms(logs, q, v, self.discount), logs.task, self.rule.reason(**notes), self.level, notes)
     if self.form != "MAGIC": return alone
     found = magic_terms(logs, q, v, self.discount)
-    return stretch(alone, float(found.x.mean()), rungs=found.rungs)
+    return stretch(alone, float(found.x.mean()), mixed=found.mixed)
 
 # %% ../nbs/31_fitted.ipynb #0b7b457b
 MARGIN = 0.05   # share of the range of logged returns by which a fitted value may leave it

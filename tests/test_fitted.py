@@ -162,7 +162,7 @@ def test_longer_pools_at_500_nats_against_fifty_digits(kind, fit):
     if fit == "poor": q, v = q - 5, v - 5
     est = DoublyRobust(None, form="MAGIC").from_logs(logs, q, v)
     assert all(same_as_in_many_digits(form, logs, q, v) for form in ("DR", "WDR", "MAGIC"))
-    assert abs(est.notes["rungs"].sum() - 1) < 1e-12 and est.notes["rungs"].min() >= 0
+    assert abs(est.notes["mixed"].sum() - 1) < 1e-12 and est.notes["mixed"].min() >= 0
 
 
 def test_quadratic_program_against_scipy():
@@ -180,11 +180,11 @@ def test_magic_lies_between_its_ends_and_picks_the_right_one(world):
     s = draw(p, b, 600, key_rng(3, "magic"))
     logs, q, v = logs_of(s, e, b), s.look_up(q), s.look_up(v)
     for factor in (1.0, 0.0, 4.0):
-        x, _, rungs = magic_terms(logs, factor * q, factor * v)
+        x, _, mixed = magic_terms(logs, factor * q, factor * v)
         g = blends(logs, factor * q, factor * v).mean(0)
-        assert g.min() - 1e-9 <= x.mean() <= g.max() + 1e-9 and abs(rungs.sum() - 1) < 1e-9
+        assert g.min() - 1e-9 <= x.mean() <= g.max() + 1e-9 and abs(mixed.sum() - 1) < 1e-9
         assert abs(g[0] - factor * v[:, 0].mean()) < 1e-12 and abs(g[-1] - mean(wdr_terms(logs, factor * q, factor * v))) < 1e-12
-        if factor == 1: assert rungs[:2].sum() > 0.8, "the quiet rungs"
+        if factor == 1: assert mixed[:2].sum() > 0.8, "the quiet ones"
         else: assert abs(x.mean() - g[-1]) < 0.25 * abs(g[0] - g[-1])
 
 
