@@ -1,4 +1,4 @@
-"""Fitted values and their corrections against exact oracles, plain loops and each other."""
+"""FittedQ values and their corrections against exact oracles, plain loops and each other."""
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from test_weights import everything, log_ratio, logs_of, random_logs
 
 from adwm.core import UserError, key_rng
-from adwm.fitted import (cross_checked, half_rows, unconfirmed, DoublyRobust, DMPaper, Encoded, Fitted, HistoryKey, NetConfig, NetFitter, Memoized, Replay, TableFitter, TextFeatures, blends, classical, dr_terms,
+from adwm.fitted import (cross_checked, half_rows, unconfirmed, DoublyRobust, DMPaper, Encoded, FittedQ, HistoryKey, NetConfig, NetFitter, Memoized, CheckpointReplay, TableFitter, TextFeatures, blends, classical, dr_terms,
                          fit_reason, fit_together, fit_values, fold_parts, fqe_iterate, fqe_net, fqe_nets, fqe_solve, half_samples, is_random, likely, magic_terms, make_net, returns_to_go, simplex_qp, standardiser, transitions, wdr_terms)
 from adwm.tabular import TabularDomain, action_values, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value
 from adwm.weights import ESTIMATED, IMPOSSIBLE, UNRELIABLE, Estimate, Logs, ImportanceSampling, action_coverage, conclude, exact_probe, fit_behavior, mix_probes, pdis_terms, t_quantile
@@ -162,7 +162,7 @@ def test_longer_pools_at_500_nats_against_fifty_digits(kind, fit):
     if fit == "poor": q, v = q - 5, v - 5
     est = DoublyRobust(None, form="MAGIC").from_logs(logs, q, v)
     assert all(same_as_in_many_digits(form, logs, q, v) for form in ("DR", "WDR", "MAGIC"))
-    assert abs(est.notes["rungs"].sum() - 1) < 1e-12 and est.notes["rungs"].min() >= 0
+    assert abs(est.notes["mixed"].sum() - 1) < 1e-12 and est.notes["mixed"].min() >= 0
 
 
 def test_quadratic_program_against_scipy():
@@ -180,11 +180,11 @@ def test_magic_lies_between_its_ends_and_picks_the_right_one(world):
     s = draw(p, b, 600, key_rng(3, "magic"))
     logs, q, v = logs_of(s, e, b), s.look_up(q), s.look_up(v)
     for factor in (1.0, 0.0, 4.0):
-        x, _, rungs = magic_terms(logs, factor * q, factor * v)
+        x, _, mixed = magic_terms(logs, factor * q, factor * v)
         g = blends(logs, factor * q, factor * v).mean(0)
-        assert g.min() - 1e-9 <= x.mean() <= g.max() + 1e-9 and abs(rungs.sum() - 1) < 1e-9
+        assert g.min() - 1e-9 <= x.mean() <= g.max() + 1e-9 and abs(mixed.sum() - 1) < 1e-9
         assert abs(g[0] - factor * v[:, 0].mean()) < 1e-12 and abs(g[-1] - mean(wdr_terms(logs, factor * q, factor * v))) < 1e-12
-        if factor == 1: assert rungs[:2].sum() > 0.8, "the quiet rungs"
+        if factor == 1: assert mixed[:2].sum() > 0.8, "the quiet ones"
         else: assert abs(x.mean() - g[-1]) < 0.25 * abs(g[0] - g[-1])
 
 
@@ -286,7 +286,7 @@ def test_a_fit_outside_the_logs_is_not_believed(world):
     assert "outside the logged returns" in said(high + 0.06 * (high - low)) and "outside the logged returns" in said(low - 0.06 * (high - low))
     strange = replace(probe, actions=tuple(tuple(tuple(f"{a}!" for a in acts) for acts in row) for row in probe.actions))
     assert "has seen 0.0%" in said((low + high) / 2, strange)
-    assert Fitted(HistoryKey(page_only=True), TableFitter()).estimate(pool, strange, 0).status == UNRELIABLE
+    assert FittedQ(HistoryKey(page_only=True), TableFitter()).estimate(pool, strange, 0).status == UNRELIABLE
 
 
 def test_pairs_that_nobody_tried_are_worth_the_mean_return_to_go(world):
@@ -305,7 +305,7 @@ def test_a_fit_is_estimated_where_weights_confirm_it(world):
     own = [replace(x, task=replace(x.task, id=x.task.id.split("/")[0])) for x in pool]
     near, free = exact_probe(p, b, own), lambda task, *rest: key(replace(task, id=task.id.split("/")[0]), *rest)
     key, fitter = HistoryKey(), TableFitter()
-    asked = lambda probe=near, encode=free, pool=pool, **how: Fitted(encode, fitter, **how).estimate(pool, probe, 0)
+    asked = lambda probe=near, encode=free, pool=pool, **how: FittedQ(encode, fitter, **how).estimate(pool, probe, 0)
     assert asked().status == ESTIMATED and asked().reason == ""
     biased = lambda *pair: 0   # one key for everything: the target's value is the pool's
     better = tuple(x * np.exp(4 * y) for x, y in zip(b, action_values(p, b)[0]))
@@ -319,7 +319,7 @@ def test_a_fit_is_estimated_where_weights_confirm_it(world):
     told = lambda value, half: Estimate(value, (value - half, value + half), ESTIMATED)
     assert unconfirmed(told(1, 0.2), told(1.09, 0.19)) == "" and "only" in unconfirmed(told(1, 0.2), told(1, 0.21)) and "says 1.11" in unconfirmed(told(1, 0.2), told(1.11, 0.1))
     fits = [fitter.fit(r, 1.0, 0) for r in half_rows(pool, transitions(pool, near, free), 1, 0)]
-    assert cross_checked(Fitted(free, fitter), pool, near, fits, 0).value == DoublyRobust(free, fitter).estimate(pool, near, 0).value, "nobody is valued by a fit that knows him"
+    assert cross_checked(FittedQ(free, fitter), pool, near, fits, 0).value == DoublyRobust(free, fitter).estimate(pool, near, 0).value, "nobody is valued by a fit that knows him"
 
 
 def test_features_the_logs_never_show_cannot_blow_up():
@@ -345,12 +345,12 @@ def test_epsilon_variants(world):
     p, b, e, u, pool = world
     own, other, key = exact_probe(p, e, pool), exact_probe(p, u, pool, "reference", 1.0), HistoryKey()
     grid = (0.0, 0.5, 1.0)
-    curve = {how: [Fitted(key, TableFitter(), epsilon=how).estimate(pool, mix_probes(own, other, x), 0).value for x in grid] for how in ("refit", "evaluation", "paper")}
+    curve = {how: [FittedQ(key, TableFitter(), epsilon=how).estimate(pool, mix_probes(own, other, x), 0).value for x in grid] for how in ("refit", "evaluation", "paper")}
     assert abs(np.diff(curve["evaluation"], 2)[0]) < 1e-12, "a straight line"
     assert abs(curve["refit"][0] - curve["evaluation"][0]) < 1e-12 and abs(curve["refit"][2] - curve["evaluation"][2]) > 1e-6
     assert len({round(x, 9) for x in curve["paper"]}) == 3
     lonely = exact_probe(p, mix(e, 0.5, u), pool, epsilon=0.5)
-    assert Fitted(key, TableFitter(), epsilon="evaluation").estimate(pool, lonely, 0).status == IMPOSSIBLE
+    assert FittedQ(key, TableFitter(), epsilon="evaluation").estimate(pool, lonely, 0).status == IMPOSSIBLE
 
 
 def test_the_family_on_one_pool(world):
@@ -393,8 +393,8 @@ def test_the_fits_error_is_the_spread_of_fits_on_halves(world, how, splits):
     def value_of(some):
         part = Part(key)
         part.some = some
-        return Fitted(part, TableFitter(), epsilon="refit" if how == "paper" else how, splits=0).estimate(pool, probe, 2).value
-    full, alone = (Fitted(key, TableFitter(), epsilon=how, splits=s).estimate(pool, probe, 2) for s in (splits, 0))
+        return FittedQ(part, TableFitter(), epsilon="refit" if how == "paper" else how, splits=0).estimate(pool, probe, 2).value
+    full, alone = (FittedQ(key, TableFitter(), epsilon=how, splits=s).estimate(pool, probe, 2) for s in (splits, 0))
     inside = lambda half: np.isin(np.arange(len(pool)), half) & keep
     at = [value_of(inside(h)) for h in half_samples(pool, splits, 2)]
     error = np.sqrt(np.mean(np.subtract(at[::2], at[1::2]) ** 2) / 4)
@@ -411,7 +411,7 @@ def test_intervals_of_direct_estimators_cover_where_the_table_can_express_the_va
     for i in range(150):
         pool = drawn[i * n:(i + 1) * n]
         probe, pool = exact_probe(p, e, pool), [replace(x, task=replace(x.task, id=str(j))) for j, x in enumerate(pool)]
-        low, high = Fitted(free(HistoryKey()), TableFitter(), splits=3).estimate(pool, probe, i).interval
+        low, high = FittedQ(free(HistoryKey()), TableFitter(), splits=3).estimate(pool, probe, i).interval
         hits.append(low <= value(p, e) <= high)
     assert 0.83 <= np.mean(hits) <= 0.97
 
@@ -420,14 +420,14 @@ def test_too_few_tasks_and_targets_without_a_log_probability(world):
     p, b, e, u, pool = world
     few = [x for x in pool if x.task.id in sorted({y.task.id for y in pool})[:3]]
     key = HistoryKey(page_only=True)
-    est = Fitted(key, TableFitter()).estimate(few, exact_probe(p, e, few), 0)
+    est = FittedQ(key, TableFitter()).estimate(few, exact_probe(p, e, few), 0)
     assert est.status == UNRELIABLE and "too few tasks" in est.reason and est.interval[0] < est.value < est.interval[1]
     mute, full = replace(exact_probe(p, e, pool), logp=None), exact_probe(p, e, pool)
     for x in (0.0, 0.3):
         asked, known = (mix_probes(own, exact_probe(p, u, pool, "reference", 1.0), x) for own in (mute, full))
         for it in classical(key, TableFitter(), TableFitter(bootstrap=False), fitted_behavior=tuple(fit_behavior(pool, TabularDomain()))):
             est = it.estimate(pool, asked, 0)
-            if isinstance(it, (DMPaper, Replay)) or it.name in ("DM", "FQE", "FQE (mixed at evaluation)"): assert est.value == it.estimate(pool, known, 0).value
+            if isinstance(it, (DMPaper, CheckpointReplay)) or it.name in ("DM", "FQE", "FQE (mixed at evaluation)"): assert est.value == it.estimate(pool, known, 0).value
             else: assert est.status == IMPOSSIBLE and "no log-probability" in est.reason and np.isnan(est.value)
     fit_together(pool, [asked], Encoded(key), Memoized(TableFitter()))
 
@@ -436,7 +436,7 @@ def test_replay_with_exact_values_and_terminal_rewards():
     p = random_process(3, tasks=6, vary_length=True)
     b = random_policy(p, 1)
     pool = to_episodes(p, draw(p, b, 3000, key_rng(0, "replay")), b)
-    est = Replay(HistoryKey(), TableFitter(bootstrap=False)).estimate(pool, exact_probe(p, b, pool), 0)
+    est = CheckpointReplay(HistoryKey(), TableFitter(bootstrap=False)).estimate(pool, exact_probe(p, b, pool), 0)
     assert abs(est.value - value(p, b)) < 0.05, "replaying the behavior policy gives its value"
 
 
@@ -449,8 +449,8 @@ def test_replay_is_what_was_earned_plus_the_next_actions_value_at_evenly_spread_
         asked = sorted({round(i * (len(x.turns) - 1) / max(prefixes - 1, 1)) for i in range(prefixes)})
         worth = lambda t: sum(w * q(np.array([key(x.task, x.turns[:t], x.turns[t].obs, a)]))[0] for a, w in zip(acts[t], weights[t]))
         values.append(np.mean([sum(discount**k * x.turns[k].reward for k in range(t)) + discount**t * worth(t) for t in asked]))
-    assert Replay(key, TableFitter(bootstrap=False), prefixes, discount).estimate(pool, probe, 0).value == pytest.approx(np.mean(values), abs=1e-12)
-    assert Replay(None).prefixes == 5
+    assert CheckpointReplay(key, TableFitter(bootstrap=False), prefixes, discount).estimate(pool, probe, 0).value == pytest.approx(np.mean(values), abs=1e-12)
+    assert CheckpointReplay(None).prefixes == 5
 
 
 def test_fits_are_shared_and_truncation_has_no_successor(world):
@@ -517,9 +517,9 @@ def test_bad_input_is_one_sentence(world):
     nan = [replace(pool[0], turns=(replace(pool[0].turns[0], reward=float("nan")), *pool[0].turns[1:])), *pool[1:]]
     empty, none = [pool[0], replace(pool[1], turns=()), *pool[2:]], replace(probe, **{k: (getattr(probe, k)[0], (), *getattr(probe, k)[2:]) for k in ("logp", "actions", "weights")}, action_logp=None)
     for call in (lambda: transitions(pool, mute, HistoryKey()), lambda: transitions(nan, probe, HistoryKey()), lambda: transitions(pool[:3], probe, HistoryKey()),
-                 lambda: Fitted(HistoryKey(), TableFitter(), epsilon="sometimes").estimate(pool, probe, 0), lambda: DoublyRobust(HistoryKey(), TableFitter(), "SDR").estimate(pool, probe, 0),
-                 lambda: DMPaper().estimate(nan, probe, 0), lambda: Fitted(HistoryKey(), TableFitter()).estimate(empty, none, 0), lambda: DoublyRobust(HistoryKey(), TableFitter()).estimate(empty, none, 0),
-                 lambda: Replay(HistoryKey(), TableFitter(bootstrap=False)).estimate(empty, none, 0)):
+                 lambda: FittedQ(HistoryKey(), TableFitter(), epsilon="sometimes").estimate(pool, probe, 0), lambda: DoublyRobust(HistoryKey(), TableFitter(), "SDR").estimate(pool, probe, 0),
+                 lambda: DMPaper().estimate(nan, probe, 0), lambda: FittedQ(HistoryKey(), TableFitter()).estimate(empty, none, 0), lambda: DoublyRobust(HistoryKey(), TableFitter()).estimate(empty, none, 0),
+                 lambda: CheckpointReplay(HistoryKey(), TableFitter(bootstrap=False)).estimate(empty, none, 0)):
         with pytest.raises(UserError) as err: call()
         assert "\n" not in str(err.value)
     with pytest.raises(UserError, match="episode 1 holds no turn"): transitions(empty, none, HistoryKey())

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from adwm import metrics, plots, style
+from adwm import rows as tables
 from adwm.core import UserError, key_rng
 
 
@@ -22,8 +23,8 @@ def rows(settings=("ours", "paper"), agents=6, epsilons=(0., .25, 1.), interval=
                     v = V + .02 * rng.normal() if setting == "ours" else .4 + .2 * V
                     bounds = (v - .05, v + .05) if interval else (np.nan, np.nan)
                     lines.append(("made", setting, "ADWM", "shared" if e == 1 else f"agent{a}", e, seed, "reward", v, *bounds, V, .01, 150, 600, "estimated"))
-    table = pd.DataFrame(lines, columns=metrics.ROW)
-    return pd.concat([table, metrics.floor_rows(table, .3)], ignore_index=True)
+    table = pd.DataFrame(lines, columns=tables.ROW)
+    return pd.concat([table, tables.know_nothing_rows(table, .3)], ignore_index=True)
 
 
 def test_scatter_has_one_panel_per_setting_and_every_policy():
@@ -32,7 +33,7 @@ def test_scatter_has_one_panel_per_setting_and_every_policy():
     points = [line for line in fig.axes[0].lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
     assert len(points) == 13, "6 agents x 2 epsilons and the shared policy once"
     truth = sorted(round(float(p.get_xdata()[0]), 6) for p in points)
-    assert truth == sorted(round(v, 6) for v in metrics.policy_lines(rows()).query("setting == 'ours'")["truth"])
+    assert truth == sorted(round(v, 6) for v in tables.policy_lines(rows()).query("setting == 'ours'")["truth"])
 
 
 @pytest.mark.parametrize("settings", [("ours",), ("ours", "paper", "third")])
@@ -70,7 +71,7 @@ def test_errors_are_compared_on_the_same_policies():
     found = plots.common_errors(partial(rows()))
     easy, ours = found.errors.loc[("baseline", "easy")], found.errors.loc[("ours", "ADWM")]
     assert not easy["common"] and ours["common"] and easy["policies"] == 2 and len(found.policies) == ours["policies"] == 13
-    line = metrics.policy_lines(rows()).query("setting == 'ours' and estimator == 'ADWM'")
+    line = tables.policy_lines(rows()).query("setting == 'ours' and estimator == 'ADWM'")
     error = (line["value"] - line["truth"]).abs()
     assert np.isclose(ours["MAE"], error.mean()) and np.isclose(easy["reference"], error[line["policy"] == "agent0"].mean())
     assert len(plots.common_errors(partial(rows()), most=.1).policies) == 2, "or everybody on the few"

@@ -12,7 +12,7 @@ from scipy import stats
 from adwm.core import UserError, key_rng
 from adwm.policies import mixture_log_prob
 from adwm.tabular import (Sample, TabularAgent, TabularDomain, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value)
-from adwm.weights import (ESTIMATED, FORMS, IMPOSSIBLE, UNRELIABLE, Logs, ImportanceSampling, action_coverage, action_span, add_terms, agent_probe, exact_probe, fit_behavior, hill, is_terms,
+from adwm.weights import (ESTIMATED, WEIGHTINGS, IMPOSSIBLE, UNRELIABLE, Logs, ImportanceSampling, action_coverage, action_span, add_terms, agent_probe, exact_probe, fit_behavior, hill, is_terms,
                           kish_ess, largest_share, logger_log_probs, mix_probes, mixture_behavior, normalised, pdis_terms, probe_from_agent, read_probe, reference_probe, resolved, scaled, spread_draws, stack, stepwis_terms,
                           t_quantile, thin, weight_notes, WeightRule, wis_terms, write_probe)
 
@@ -73,7 +73,7 @@ def test_plain_loops_in_the_notation_of_cobs(discount):
              "PDIS": np.mean([sum(discount**t * w[i, t] * logs.reward[i, t] for t in range(T)) for i in range(n)]),
              "WIS": sum(w[i, -1] * G[i] for i in range(n)) / sum(w[:, -1])}
     for name, sure in plain.items():
-        x, shift = FORMS[name](logs, discount)
+        x, shift = WEIGHTINGS[name](logs, discount)
         assert abs(np.exp(shift) * x.mean() - sure) < 1e-12
     held = sum(discount**t * sum(w[i, t] * logs.reward[i, t] for i in range(n)) / sum(w[:, t]) for t in range(T))
     cut = sum(discount**t * sum(w[i, t] * logs.reward[i, t] for i in range(n)) / sum(w[i, t] for i in range(n) if logs.alive[i, t]) for t in range(T) if logs.alive[:, t].any())
@@ -120,7 +120,7 @@ def agree(form, logs):
     return e
 
 
-@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("form", list(WEIGHTINGS))
 @pytest.mark.parametrize("kind", ["mixed", "all low", "all high", "one giant"])
 def test_finite_and_correct_at_500_nats(form, kind):
     rng = key_rng(1, kind)
@@ -145,7 +145,7 @@ def hard_logs(pick):
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(logs=hard_logs())
 def test_value_and_interval_to_1e_8_at_any_scale(logs):
-    for form in (*FORMS, "step-WIS (zero)"): agree(form, logs)
+    for form in (*WEIGHTINGS, "step-WIS (zero)"): agree(form, logs)
 
 
 @pytest.mark.parametrize("top", [50.0, 100.0, 380.0, 709.0, 760.0, 1000.0])
@@ -180,7 +180,7 @@ def test_wis_converges_and_equal_policies_give_the_mean_return():
     for form in ("WIS", "step-WIS"):
         est = ImportanceSampling(form).from_logs(logs_of(s, e, b))
         assert abs(est.value - value(p, e)) < 4 * (est.interval[1] - est.interval[0]) / 3.29 and est.interval[1] - est.interval[0] < 0.05
-    for form in FORMS: assert abs(ImportanceSampling(form).from_logs(logs_of(s, b, b)).value - s.reward.sum(1).mean()) < 1e-12
+    for form in WEIGHTINGS: assert abs(ImportanceSampling(form).from_logs(logs_of(s, b, b)).value - s.reward.sum(1).mean()) < 1e-12
 
 
 def test_intervals_cover():
@@ -240,7 +240,7 @@ def test_probe_of_an_agent_is_the_exact_probe(world):
 def test_estimate_is_near_the_truth_and_status_is_explicit(world):
     p, b, e, pool = world
     probe = exact_probe(p, e, pool)
-    for form in FORMS:
+    for form in WEIGHTINGS:
         est = ImportanceSampling(form).estimate(pool, probe, 0)
         assert est.interval[0] < est.value < est.interval[1] and abs(est.value - value(p, e)) < 0.6
     assert ImportanceSampling("WIS").estimate(pool[:1], exact_probe(p, e, pool[:1]), 0).status == IMPOSSIBLE
@@ -267,7 +267,7 @@ def test_a_target_without_a_log_probability_is_asked_and_not_weighed(world, tmp_
     assert read_probe(write_probe(tmp_path / "probe.json.gz", probe)).logp is None
     other = exact_probe(p, uniform_policy(p), some, "reference", 1.0)
     assert mix_probes(probe, other, 0.3).logp is None and mix_probes(probe, other, 1.0).logp is other.logp
-    for form in FORMS: assert ImportanceSampling(form).estimate(some, mix_probes(probe, other, 0.3)).status == IMPOSSIBLE
+    for form in WEIGHTINGS: assert ImportanceSampling(form).estimate(some, mix_probes(probe, other, 0.3)).status == IMPOSSIBLE
     with pytest.raises(UserError): stack(some, probe)
     with pytest.raises(UserError): probe.check(some[:5])
 
@@ -350,7 +350,7 @@ def test_a_mean_weight_far_from_one_is_said_whatever_the_form():
     rng = key_rng(0, "mean weight")
     small = plain_logs(-50 + 0.3 * rng.normal(size=200))
     missing = plain_logs(np.where(rng.random(400) < 0.13, 0.0, -np.inf))
-    for form in FORMS:
+    for form in WEIGHTINGS:
         for logs, word in ((small, "most"), (missing, "most"), (plain_logs(np.where(rng.random(400) < 0.75, 0.0, -np.inf)), "part")):
             e = ImportanceSampling(form).from_logs(logs)
             assert e.status == UNRELIABLE and "where 1 is expected" in e.reason and f"{word} of what the target does was never logged" in e.reason, (form, e)

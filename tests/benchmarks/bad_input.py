@@ -40,7 +40,7 @@ from adwm.rollouts import make_rows, rollout
 from adwm.policies import ScriptedPolicy
 from adwm.config import check_parameters, load_config, read_cell
 from adwm.training import Recipe, build_model, save_checkpoint, train_tokenizer
-from adwm.weights import Probe, read_probe, write_probe
+from adwm.weights import PolicyProbe, read_probe, write_probe
 from adwm.world_model import ActionSpace, ModelConfig, load_model, new_model, save_model
 from tests_helpers import corridor_episodes
 
@@ -392,7 +392,7 @@ def others(kind, base):
     def read(p): m, space, notes = load_model(p); return {k: float(v.double().sum()) for k, v in m.state_dict().items()}, repr(space), notes
     spoils = common("model.json", "model.safetensors") + [("an unknown size", conf("widht", 3)), ("width 0", conf("width", 0)), ("width text", conf("width", "x")), ("prediction", conf("prediction", "noisee")), ("actions of another kind", conf("kind", "x", "actions")), ("an action less", conf("names", ["a"], "actions")), ("an action twice", conf("names", ["a", "a"], "actions")), ("a size twice", lambda p: (p / "model.json").write_text((p / "model.json").read_text().replace(chr(34) + "history" + chr(34) + ": ", chr(34) + "history" + chr(34) + ": 2, " + chr(34) + "history" + chr(34) + ": ", 1))), ("heads 3", conf("heads", 3))]
     yield from family("worldmodel", made, read, (), spoils)
-    probe = Probe("a", 0.0, (torch.tensor([-1.0, -2.0]).numpy(),), ((("x", "y"), ("x",)),), ((torch.tensor([0.5, 0.5]).numpy(), torch.tensor([1.0]).numpy()),))
+    probe = PolicyProbe("a", 0.0, (torch.tensor([-1.0, -2.0]).numpy(),), ((("x", "y"), ("x",)),), ((torch.tensor([0.5, 0.5]).numpy(), torch.tensor([1.0]).numpy()),))
     def made_probe(p): write_probe(p / "probe.json.gz", probe); return p
     def zipped(d): return lambda p: (p / "probe.json.gz").write_bytes(d if isinstance(d, bytes) else gzip.compress(d.encode()))
     def field(k, v):

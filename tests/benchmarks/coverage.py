@@ -13,7 +13,7 @@ import pandas as pd
 from adwm.core import key_rng
 from adwm.fitted import HistoryKey, TableFitter, classical
 from adwm.tabular import draw, mix, random_policy, random_process, to_episodes, value
-from adwm.weights import ESTIMATED, FORMS, IMPOSSIBLE, Logs, ImportanceSampling, exact_probe, mixture_behavior
+from adwm.weights import ESTIMATED, WEIGHTINGS, IMPOSSIBLE, Logs, ImportanceSampling, exact_probe, mixture_behavior
 
 CLOSE, SIZES = (0.75, 0.4, 0.0), (60, 300, 1500)   # share of the first logger in the target; trajectories
 
@@ -44,7 +44,7 @@ def episodes(p, target, loggers, n, key):
     out = {"own logger": classical(HistoryKey(), TableFitter(), TableFitter(bootstrap=False))}
     if len(loggers) > 1:
         below = tuple(mixture_behavior(pool, {(name, 0.0): list(exact_probe(p, b, pool).logp) for name, b in zip(names, loggers)}))
-        out["mixture"] = [ImportanceSampling(f, "mixture", denominator=below) for f in FORMS]
+        out["mixture"] = [ImportanceSampling(f, "mixture", denominator=below) for f in WEIGHTINGS]
     return pool, exact_probe(p, target, pool), out
 
 
@@ -59,7 +59,7 @@ def study(first, processes, sets, fitted_sets):
             target = mix(far, close, both[0])
             for kind, several in (logs(p, target, both[:count], n, sets, key) if sets else {}).items():
                 for x in several:
-                    for form in FORMS: add("arrays", form, kind, value(p, target), ImportanceSampling(form).from_logs(x))
+                    for form in WEIGHTINGS: add("arrays", form, kind, value(p, target), ImportanceSampling(form).from_logs(x))
             p, both, far = world(seed, tasks=12, n_obs=2, n_actions=2)
             target = mix(far, close, both[0])
             for i in range(fitted_sets if n < 1000 else 0):   # text of 1,500 episodes takes long, and shows nothing else
@@ -83,4 +83,4 @@ if __name__ == "__main__":
     with pd.option_context("display.width", 200, "display.max_columns", None, "display.max_rows", None):
         for what, some in rows.groupby("pools"):
             print(f"processes {first}-{first + processes - 1}, pools as {what}\n{table(some, ['estimator'])}\n")
-            for by in ("kind", "n", "close"): print(table(some[some.estimator.isin(FORMS)], [by]), "\n")
+            for by in ("kind", "n", "close"): print(table(some[some.estimator.isin(WEIGHTINGS)], [by]), "\n")
