@@ -497,7 +497,7 @@ class WorldModel(Simulated):
 
     def simulator(self, parts: Parts, domain: Domain, how: EvalConfig) -> Simulator:
         "The trained model; one that was trained before on the same logs is read from the working folder."
-        from adwm.fitting import Fitted, FitConfig, fit
+        from adwm.fitting import TrainedModel, FitConfig, fit
         from adwm.imagination import AdwmSimulator, Imagine
         if parts.readout is None:
             raise UserError("the world model pays at the end, and these logs pay on the way: take the look-up, or a domain with features")
@@ -505,7 +505,7 @@ class WorldModel(Simulated):
         make = lambda: fit(parts.logs, domain, seed=seed, how=train, **dict(self.model))
         key = dict(logs=logs_digest(parts.logs), domain=identity(domain), train=asdict(train), model=self.model, seed=seed,
                    code=source_hash(*TRAINING))
-        fitted = make() if how.work is None else Fitted.load(cached(how.work, "world-model", key, lambda folder: make().save(folder)))
+        fitted = make() if how.work is None else TrainedModel.load(cached(how.work, "world-model", key, lambda folder: make().save(folder)))
         imagine = Imagine.regression() if self.regression else Imagine()
         return AdwmSimulator(fitted, parts.index, parts.readout, imagine, ending=parts.ending, weights=parts.weights)
 

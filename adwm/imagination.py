@@ -17,7 +17,7 @@ from torch import Tensor
 from .core import Amount, Positive, Rate, Share, UserError, configuration, key_rng
 from .envs import Outcome, State, advance
 from .episodes import TERMINAL
-from .fitting import Fitted, Memo, pointers, relation_logits, relation_names
+from .fitting import Memo, TrainedModel, pointers, relation_logits, relation_names
 from .guidance import cfg
 from .retrieval import Composer, Matcher, PageIndex, Weights, move_kind, weights_for
 from .schedule import denoise
@@ -102,7 +102,7 @@ class AdwmSimulator:
 
     def __init__(
         self,
-        fitted: Fitted,
+        fitted: TrainedModel,
         index: PageIndex,             # of the pool the model was fitted on
         readout=None,                 # .predict(tasks, turns, actions, pages) -> rewards of ended rows; None: the reward head
         how: Imagine | None = None,   # default: the setting's

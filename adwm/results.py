@@ -426,9 +426,9 @@ class Evaluation(Classical):
 
     def curves(self, name: str):
         "Loss curves of one world model (the paper's Fig. 3)."
-        from adwm.fitting import Fitted
+        from adwm.fitting import TrainedModel
         from adwm.plots import loss_curves
-        return loss_curves(Fitted.load(fit_stage(freeze(self.config), name)).curves, name)
+        return loss_curves(TrainedModel.load(fit_stage(freeze(self.config), name)).curves, name)
 
     def losses(self) -> list:
         "Loss curves of one world model per setting: the one behind its first estimator."

@@ -215,7 +215,7 @@ def adapter_stage(
 ) -> Path:             # folder with the adapter and report.json
     "Train and measure an adapter of one world model for one agent."
     from adwm.adapter import AdapterConfig, adapter_report, save_adapter, train_adapter
-    from adwm.fitting import Fitted
+    from adwm.fitting import TrainedModel
     from adwm.imagination import AdwmSimulator, Imagine
     config = thaw(config_json)
     key = dict(adapter=config.adapters[name], fit=dataclasses.asdict(config.fits[fit]), agent=agent, checkpoint=load_data(config_json).checkpoints[agent], data=load_data(config_json).digest,
@@ -224,7 +224,7 @@ def adapter_stage(
         start = time.perf_counter()
         train, test = split_by_task(logs(config_json)[0], config.folds, 0)[0]
         index = index_of(config_json)
-        encoder = AdwmSimulator(Fitted.load(fit_stage(config_json, fit)), index, None, Imagine(relation="off"))
+        encoder = AdwmSimulator(TrainedModel.load(fit_stage(config_json, fit)), index, None, Imagine(relation="off"))
         latents, reader = dict(zip(index.pages, encoder.encode(index.pages))), agent_of(config_json, agent)
         adapter, curves = train_adapter(reader, latents, train, from_dict(AdapterConfig, config.adapters[name], f"adapters.{name}"))
         save_adapter(folder, adapter, curves)
@@ -256,9 +256,9 @@ def simulator_of(
     if part.kind == "neighbour":
         from adwm.retrieval import NearestNeighbour, Weights, weights_for
         return NearestNeighbour(index, readout, part.structured, from_dict(Weights, dataclasses.asdict(weights_for(index.domain)) | part.imagine, f"estimators '{part.name}'.imagine"), ending=ending)
-    from adwm.fitting import Fitted
+    from adwm.fitting import TrainedModel
     from adwm.imagination import AdwmSimulator, Imagine
-    fitted = Fitted.load(fit_stage(config_json, part.fit, fold))
+    fitted = TrainedModel.load(fit_stage(config_json, part.fit, fold))
     base = Imagine.paper() if fitted.setting == "paper" else Imagine()
     how = from_dict(Imagine, dataclasses.asdict(base) | part.imagine, f"estimators '{part.name}'.imagine")
     if not part.adapter or agent == ReferencePolicy.name:   # the reference reads no page: it draws from the menu
@@ -362,9 +362,9 @@ def gate_stage(
 class HeadOf:
     "The reward head of a world model that never saw fold 0, as a readout of logged ends."
     def __init__(self, config_json: str, name: str):
-        from adwm.fitting import Fitted
+        from adwm.fitting import TrainedModel
         from adwm.imagination import AdwmSimulator, Imagine
-        self.simulator = AdwmSimulator(Fitted.load(fit_stage(config_json, name, 0)), index_of(config_json, False, 0, 0), None, Imagine(relation="off"))
+        self.simulator = AdwmSimulator(TrainedModel.load(fit_stage(config_json, name, 0)), index_of(config_json, False, 0, 0), None, Imagine(relation="off"))
 
     def predict(self, tasks, turns, actions, pages):
         "The head's value at the final turn."

@@ -8,8 +8,8 @@ import torch
 from adwm.core import UserError, key_rng
 from adwm.envs import Domain
 from adwm.episodes import TERMINAL, Episode, Task, Turn
-from adwm.fitting import (SETTINGS, Average, FitConfig, Fitted, Memo, balanced_bce, bag_of_words, diversity_loss, dsm_loss, fit, make_corpus, optimise,
-                          page_types, pointers, relation_logits, relation_loss, relation_names, setting_config, text_loss)
+from adwm.fitting import (EMA, SETTINGS, FitConfig, Memo, Recorder, TrainedModel, bag_of_words, balanced_bce, cosine_rates, diversity_loss, dsm_loss, fit,
+                          make_corpus, optimise, page_types, pointers, relation_logits, relation_loss, relation_names, setting_config, text_loss)
 from adwm.world_model import Acts, ModelConfig, fit_actions, new_model
 
 torch.set_num_threads(1)
@@ -122,8 +122,36 @@ def test_average_forgets_the_start():
 
 def test_a_diverging_loss_is_named():
     p = torch.nn.Parameter(torch.ones(1))
-    with pytest.raises(UserError, match="'x' became nan at update 1"):
-        optimise(lambda n: (dict(x=p.sum()*float("nan")), dict(x=1.)), [p], replace(BRIEF, every=1), 2, "test", [])
+    with pytest.raises(UserError, match="'x' became nan at update 1 of the test phase"):
+        optimise(lambda n: dict(x=p.sum()*float("nan")), [p], [(.1, 0), (.1, 1)], after=Recorder("test", 2, 1))
+
+
+def test_the_loop_is_the_plain_loop():
+    rates, data = cosine_rates(.1, 7, .05), torch.randn(7, 4, 3, generator=torch.Generator().manual_seed(0))
+    def plain(adam, p):
+        for rate, x in zip(rates, data):
+            adam.param_groups[0]["lr"] = rate
+            adam.zero_grad(); ((x@p).square().mean() + .5*p.abs().sum()).backward()
+            torch.nn.utils.clip_grad_norm_([p], .3); adam.step()
+        return p
+    def ours(**how):
+        p, frozen, seen = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3), requires_grad=False), []
+        parts = lambda x: dict(fit=(x@p).square().mean(), small=p.abs().sum(), watched=p.sum())
+        optimise(parts, [p, frozen], zip(rates, data), dict(fit=1., small=.5), clip=.3, after=lambda n, part: seen.append((n, *part)), **how)
+        assert p.grad is None and seen[-1] == (7, "fit", "small", "watched") and torch.equal(frozen, torch.ones(3))
+        return p
+    p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    assert torch.equal(ours(), plain(torch.optim.Adam([p]), p)), "without decay it is Adam"
+    assert torch.equal(ours(decay=.1, betas=(.9, .95)), plain(torch.optim.AdamW([q], betas=(.9, .95), weight_decay=.1), q))
+    assert not torch.equal(ours(ema=.5), p)
+
+
+@pytest.mark.parametrize("updates", [0, 1, 2, 300])
+def test_cosine_rates_are_torchs(updates):
+    opt = torch.optim.Adam([torch.zeros(1)], lr=2e-3)
+    theirs, seen = torch.optim.lr_scheduler.CosineAnnealingLR(opt, max(1, updates), .05*2e-3), []
+    for _ in range(updates): seen.append(opt.param_groups[0]["lr"]); opt.step(); theirs.step()
+    assert cosine_rates(2e-3, updates, .05) == seen
 
 
 @pytest.mark.parametrize("setting", ["paper", "ours"])
@@ -162,15 +190,15 @@ def test_paper_size_is_the_papers():
 
 def test_save_and_load(tmp_path):
     f = fit(pool(), Rooms(), "ours", 0, BRIEF, **TINY)
-    f.save(tmp_path); g = Fitted.load(tmp_path, f.model.cfg)
+    f.save(tmp_path); g = TrainedModel.load(tmp_path, f.model.cfg)
     assert (g.types, g.setting, g.space, g.curves) == (f.types, f.setting, f.space, f.curves)
-    with pytest.raises(UserError, match="another configuration"): Fitted.load(tmp_path, replace(f.model.cfg, d_z=32))
+    with pytest.raises(UserError, match="another configuration"): TrainedModel.load(tmp_path, replace(f.model.cfg, d_z=32))
     record = json.loads((tmp_path/"model.json").read_text())
     for bad in (record | dict(notes=[]), record | dict(notes=dict(types=1, setting="ours")), {k: v for k, v in record.items() if k != "notes"}, [1]):
         (tmp_path/"model.json").write_text(json.dumps(bad))
-        with pytest.raises(UserError): Fitted.load(tmp_path)
+        with pytest.raises(UserError): TrainedModel.load(tmp_path)
     next(f.model.parameters()).data.view(-1)[0] = float("nan"); f.save(tmp_path)
-    with pytest.raises(UserError, match="finite"): Fitted.load(tmp_path)
+    with pytest.raises(UserError, match="finite"): TrainedModel.load(tmp_path)
 
 
 def test_refusals():
