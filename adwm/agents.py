@@ -351,7 +351,8 @@ def load_checkpoint(
     "Read an ordinary Hugging Face checkpoint of a causal language model; raises UserError with one sentence."
     where = str(path)
     if (where.startswith((".", "/", "~")) or where.count("/") != 1) and not (Path(where) / "config.json").is_file():
-        raise UserError(f"there is no checkpoint at {where}: config.json is missing; pass a folder written by save_pretrained, or a hub id like owner/name")
+        raise UserError(f"there is no checkpoint at {where}: config.json is missing; pass a folder written by save_pretrained, "
+                        "or a hub id like owner/name")
     hub_logging.disable_progress_bar()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True,
@@ -736,7 +737,7 @@ def decision_log_probs(
     actions: list[str],           # an action of the environment for each
     soft: Tensor | None = None,   # (b, n_soft, width) in place of the current page; None reads the text
 ) -> tuple[Tensor, Tensor, Tensor]:  # log-probabilities (n, vocabulary), owner in [0, b) (n,), chosen token (n,)
-    "The agent's distribution at every decision along some actions, with gradient into `soft`; raises UserError for one the page does not allow."
+    "The agent's distribution at every decision along some actions, with gradient into `soft`; UserError for one that cannot be said."
     group = []
     for i, (s, a) in enumerate(zip(states, actions)):
         obs = [t.obs for t in s.turns] + [s.obs]

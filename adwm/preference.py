@@ -104,7 +104,8 @@ def scored(
 ) -> list[Scored]:       # one each, only the decisions of the turns that are kept
     "Token sequences of some episodes with the decisions inside them; raises UserError for an agent that reads a prompt a turn."
     if not agent.format.incremental:
-        raise UserError(f"the agent {agent.name} reads one prompt a turn; preferences need the packed format, where an episode is one sequence")
+        raise UserError(f"the agent {agent.name} reads one prompt a turn; preferences need the packed format, "
+                        "where an episode is one sequence")
     out = []
     for masked in episodes:
         s = agent.sequences(masked.episode.turns, masked.episode.task)[0][0]
@@ -151,6 +152,7 @@ def score_pairs(
         out += [ScoredPair(*side, b, w) for side, b, w in zip(part, better.tolist(), worse.tolist())]
     return out
 
+# %% ../nbs/52_preference.ipynb #e8559050
 def preference_loss(
     agent: LMAgent,
     group: list[ScoredPair],
@@ -183,7 +185,8 @@ def dpo(
     per_batch = min(per_batch, len(both) * min(len(x.ids) for x in both))
     budget = TokenBudget(tokens, rate, lambda seen: seen / tokens / warmup, 20, lambda parts: tuple(parts[k].item() for k in shown))
     for p in agent.model.parameters(): p.requires_grad_(True)
-    optimise(lambda group: preference_loss(agent, group, beta), agent.model.parameters(), budget.updates(batches(both, tokens, per_batch, seed)),
+    groups = batches(both, tokens, per_batch, seed)
+    optimise(lambda group: preference_loss(agent, group, beta), agent.model.parameters(), budget.updates(groups),
              weights=dict(loss=1.0, sft=sft), betas=BETAS, after=budget.record, label=label)
     for p in agent.model.parameters(): p.requires_grad_(False)
     return [dict(zip(("tokens", *shown), point)) for point in budget.curve]

@@ -48,7 +48,7 @@ def menu_paths(
 ) -> list[tuple]:  # (action of the environment, its tokens with the end token, allowed tokens at each)
     "Every action of a page's closed menu as a path of tokens; empty where text is free."
     if agent.domain.free_search(state.obs, state.choices): return []
-    root, out = agent.root(state), []
+    root, out = agent.trie(state), []
     for words in agent.domain.menu(state.obs, state.choices):
         path = (*agent.vocab.ids(words), agent.format.end)
         sets = agent.grammar.decisions(root, path)
@@ -78,7 +78,7 @@ def question_sheets(
         words = () if agent.format.incremental else agent.domain.menu(t.obs, t.choices)
         prompt = agent.format.prompt(agent.task_text(episode.task), pages[:i + 1], logged[:i], words)
         if not out or not agent.format.incremental: out.append(Sheet(number))
-        sets = agent.grammar.decisions(agent.root(state), logged[i])
+        sets = agent.grammar.decisions(agent.trie(state), logged[i])
         asked = decisions_of([*((p, s) for _, p, s in menus[at]), *([(logged[i], sets)] if sets else [])])
         out[-1].questions += [Question(i, said, ok, len(prompt), common_prefix(list(said), list(logged[i]))) for said, ok in asked.items()]
         if not menus[at]: out[-1].free[i] = len(prompt)
@@ -192,7 +192,7 @@ def speak(
 ) -> list[tuple[str, ...]]:  # m actions for each
     "Let the agent speak m times at some prefixes of the trunk."
     who = [(n, j) for n in range(len(asked)) for j in range(m)]
-    live = [(k, Branch(asked[k[0]][0], asked[k[0]][1] - 1), Cursor(agent.root(asked[k[0]][2])), key_rng(seed, "probe", *prefix_of(asked[k[0]][2]), k[1])) for k in who]
+    live = [(k, Branch(asked[k[0]][0], asked[k[0]][1] - 1), Cursor(agent.trie(asked[k[0]][2])), key_rng(seed, "probe", *prefix_of(asked[k[0]][2]), k[1])) for k in who]
     hidden, said = trunk.hidden[[b.row for _, b, _, _ in live], [b.sees for _, b, _, _ in live]], {}
     while live:
         logits = agent.head(hidden).float().cpu().numpy().astype(np.float64)

@@ -67,7 +67,7 @@ class Recipe:
     rate: Rate = 3e-3                          # lr: peak learning rate, decayed to zero in each phase
     aggregate: Share = 0.5                     # "leap": share of demonstrations among the training episodes
     horizon: Positive = 12                     # step cap of those episodes
-    tries: Positive = 4                        # own episodes a task when exploring ("dpo", "eto"); samples of best-of-n ("prm")
+    tries: Positive = 4                        # own episodes a task when exploring; for "prm" also proposals of best-of-n
     beta: Rate = 0.1                           # inverse temperature of the preference loss
     sft: Amount = 0.0                          # weight of cross-entropy on the better episode beside it
 
@@ -162,8 +162,9 @@ def _play(simulator, tasks, teacher, horizon, seed, tag, propose):
         for i, o in zip(live, outcomes): states[i], ended[i] = o.state, o.terminated
         live = [i for i in live if not ended[i]]
         if not live: break
-    episode = lambda i, s, end: Episode(simulator.domain.name, tasks[i], tag, 0.0, seed, i, s.turns, TERMINAL if end else s.obs, end, not end)
-    return [MaskedEpisode(episode(i, states[i], ended[i]), tuple(keep[i])) for i in range(len(tasks))]
+    last, env = [TERMINAL if end else s.obs for s, end in zip(states, ended)], simulator.domain.name
+    played = [Episode(env, k, tag, 0.0, seed, i, states[i].turns, last[i], ended[i], not ended[i]) for i, k in enumerate(tasks)]
+    return [MaskedEpisode(e, tuple(k)) for e, k in zip(played, keep)]
 
 # %% ../nbs/51_training.ipynb #29395ef9
 Teacher = Callable[[State], str]   # the expert's action in a state
