@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['CACHE', 'FREE', 'FORMATS', 'Vocabulary', 'build_trie', 'Cursor', 'Grammar', 'PackedFormat', 'LeapFormat',
-           'RaggedCache', 'grouped_attention', 'in_order', 'load_checkpoint', 'LMAgent', 'task_text', 'words_of_task',
-           'page_ids', 'action_ids', 'root', 'embed_page', 'draw', 'LMSession', 'common_prefix', 'act', 'Scored',
-           'log_probs', 'decision_log_probs', 'soft_log_prob']
+           'RaggedCache', 'grouped_attention', 'in_order', 'load_checkpoint', 'LMAgent', 'draw', 'LMSession',
+           'common_prefix', 'Decision', 'Scored', 'chosen_tokens']
 
 # %% ../nbs/50_agents.ipynb #88190cd1
 import inspect, json, math, re
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 from transformers.utils import logging as hub_logging
 
-from .core import UserError, sound_weights
-from .envs import State
+from .core import UserError, patch, sound_weights
+from .envs import Domain, State
+from .episodes import Episode, Task, Turn
+from .policies import Policy
 
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"   # the library renamed it in 5.24
 
@@ -36,33 +38,35 @@ class Vocabulary:
         tokenizer,  # a fast tokenizer of the transformers library
     ):
         self.tokenizer = tokenizer
-        self.ids = lru_cache(200_000)(self._ids)
+        self.ids = lru_cache(200_000)(self._ids)   # text -> token ids, the spaces around it left out
 
-    def _ids(self, text): return tuple(self.tokenizer.encode(" " + text.strip(), add_special_tokens=False)) if text.strip() else ()
+    def _ids(self, text):
+        words = text.strip()
+        return tuple(self.tokenizer.encode(" " + words, add_special_tokens=False)) if words else ()
 
     def text(
         self,
-        ids,    # token ids
-    ) -> str:   # words
+        ids: list[int],   # token ids
+    ) -> str:             # words
         "The words of some token ids."
         return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False).strip()
 
     def special(
         self,
-        token: str,  # e.g. "<obs>"
-    ) -> int | None:  # its id, None where this vocabulary lacks it
+        token: str,       # e.g. "<obs>"
+    ) -> int | None:      # its id, None where this vocabulary lacks it
         "The id of a token that stands for itself."
-        i = self.tokenizer.convert_tokens_to_ids(token)
-        return None if i is None or i == self.tokenizer.unk_token_id or self.tokenizer.convert_ids_to_tokens(i) != token else i
+        i, unknown = self.tokenizer.convert_tokens_to_ids(token), self.tokenizer.unk_token_id
+        return None if i is None or i == unknown or self.tokenizer.convert_ids_to_tokens(i) != token else i
 
 # %% ../nbs/50_agents.ipynb #a7390210
 FREE = "free"  # key of the trie node below which text is free
 _PLAIN = re.compile(r"[a-z0-9.'&%$/+|#-]+")
 
 def build_trie(
-    sequences,            # token sequences, each closed by the end token
-    free_prefix=None,     # token sequence after which free text begins
-) -> dict:                # nested: token -> node; an empty node is the end of an action
+    sequences: list[tuple[int, ...]],               # token sequences, each closed by the end token
+    free_prefix: tuple[int, ...] | None = None,     # token sequence after which free text begins
+) -> dict:                                          # nested: token -> node; an empty node is the end of an action
     "The trie of some token sequences."
     root = {}
     for seq in sequences:
@@ -78,7 +82,12 @@ def build_trie(
 class Cursor:
     "Where a row stands inside the action it is writing."
     __slots__ = ("node", "ids", "n_free")
-    def __init__(self, node): self.node, self.ids, self.n_free = node, [], 0
+
+    def __init__(
+        self,
+        node: dict,   # where the action begins: a trie
+    ):
+        self.node, self.ids, self.n_free = node, [], 0
 
     def push(
         self,
@@ -91,7 +100,7 @@ class Cursor:
 
 # %% ../nbs/50_agents.ipynb #1456d8f5
 class Grammar:
-    "Which tokens may follow inside an action: the trie of the page's menu, free text below `search`, or free text alone where there is no menu."
+    "Which tokens may follow inside an action: a trie of the page's menu, free text below `search`, or free text alone."
 
     def __init__(
         self,
@@ -102,54 +111,58 @@ class Grammar:
         canonical: bool = True,      # keep only the tokenizer's own cut (byte-pair vocabularies)
     ):
         self.vocab, self.end, self.cap, self.free_word = vocab, end, cap, free_word
-        self._pieces(canonical)
-        self.root, self.after = lru_cache(20_000)(self._root), lru_cache(None)(self._after)
-
-    def _pieces(self, canonical):
-        tok = self.vocab.tokenizer
-        pieces = tok.convert_ids_to_tokens(list(range(len(tok))))
-        texts = ["" if i in set(tok.all_special_ids) else tok.decode([i]) for i in range(len(pieces))]
+        tok, self.model = vocab.tokenizer, vocab.tokenizer.backend_tokenizer.model if canonical else None
+        self.pieces = tok.convert_ids_to_tokens(list(range(len(tok))))
+        texts = ["" if i in set(tok.all_special_ids) else tok.decode([i]) for i in range(len(self.pieces))]
         plain = [bool(_PLAIN.fullmatch(t.lstrip(" "))) and not t.startswith("  ") for t in texts]
-        self.model = tok.backend_tokenizer.model if canonical else None
-        spaced = [p[:1] in ("\u0120", "\u2581") for p in pieces]
-        self.pieces = pieces
-        self.starts = [i for i, p in enumerate(pieces) if plain[i] and spaced[i] and (self.model is None or self._whole(p, (i,)))]
-        self.inside = [i for i in range(len(pieces)) if plain[i] and not spaced[i]]
+        spaced = [p[:1] in ("\u0120", "\u2581") for p in self.pieces]   # how vocabularies write a leading space
+        self.starts = [i for i, p in enumerate(self.pieces) if plain[i] and spaced[i] and self._is_own_cut(p, (i,))]   # open a word
+        self.inside = [i for i in range(len(self.pieces)) if plain[i] and not spaced[i]]                               # go on in it
+        self.trie = lru_cache(20_000)(self._trie)     # (menu, free) -> trie
+        self.after = lru_cache(None)(self._after)     # free token -> what may follow it
 
-    def _whole(self, piece, ids): return tuple(t.id for t in self.model.tokenize(piece)) == ids
+    def _is_own_cut(self, piece, ids): return self.model is None or tuple(t.id for t in self.model.tokenize(piece)) == ids
 
-    def _after(self, prev):
-        inside = self.inside if self.model is None else [i for i in self.inside if self._whole(self.pieces[prev] + self.pieces[i], (prev, i))]
-        return np.array(sorted([*self.starts, *inside, self.end]))
+# %% ../nbs/50_agents.ipynb #9ba633c8
+@patch
+def _after(self: Grammar, token):
+    "Free tokens that may follow one, ascending: a new word, a canonical continuation of this one, or the end."
+    inside = [i for i in self.inside if self._is_own_cut(self.pieces[token] + self.pieces[i], (token, i))]
+    return np.array(sorted([*self.starts, *inside, self.end]))
 
-    def _root(self, menu, free):
-        closed = [(*ids, self.end) for words in menu if (ids := self.vocab.ids(words))]
-        if (free or not closed) and not self.starts:
-            raise UserError("the vocabulary has no token that starts a plain word, so the agent cannot write free text: log the page's choices")
-        return build_trie(closed, self.vocab.ids(self.free_word) if free else None) if closed or free else {FREE: True}
+@patch
+def _trie(self: Grammar, menu, free):
+    "The trie of a menu in words, with free text where it is allowed."
+    closed = [(*ids, self.end) for words in menu if (ids := self.vocab.ids(words))]
+    if (free or not closed) and not self.starts:
+        raise UserError("the vocabulary has no token that starts a plain word, so the agent cannot write free text: log the page's choices")
+    return build_trie(closed, self.vocab.ids(self.free_word) if free else None) if closed or free else {FREE: True}
 
-    def allowed(
-        self,
-        cursor: Cursor,
-    ) -> np.ndarray:  # token ids in ascending order, empty when the action is complete
-        "The tokens that may follow."
-        if FREE not in cursor.node: return np.array(sorted(cursor.node), int)
-        if cursor.n_free and cursor.ids[-1] == self.end: return np.array([], int)
-        if cursor.n_free == 0: return np.array(self.starts)
-        return np.array([self.end]) if cursor.n_free >= self.cap else self.after(cursor.ids[-1])
+# %% ../nbs/50_agents.ipynb #6f4b4729
+@patch
+def allowed(
+    self: Grammar,
+    cursor: Cursor,
+) -> np.ndarray:  # token ids in ascending order, empty when the action is complete
+    "The tokens that may follow."
+    if FREE not in cursor.node: return np.array(sorted(cursor.node), int)
+    if cursor.n_free and cursor.ids[-1] == self.end: return np.array([], int)
+    if cursor.n_free == 0: return np.array(self.starts)
+    return np.array([self.end]) if cursor.n_free >= self.cap else self.after(cursor.ids[-1])
 
-    def decisions(
-        self,
-        root: dict,
-        ids,              # tokens of a whole action, end token included
-    ) -> list[np.ndarray] | None:  # the allowed set at every token, None where the action cannot be said
-        "Walk an action through the grammar."
-        cursor, out = Cursor(root), []
-        for token in ids:
-            ok = self.allowed(cursor)
-            if len(ok) == 0 or token not in ok: return None
-            out.append(ok); cursor.push(token)
-        return out if len(self.allowed(cursor)) == 0 else None
+@patch
+def decisions(
+    self: Grammar,
+    trie: dict,
+    ids: tuple[int, ...],          # tokens of a whole action, end token included
+) -> list[np.ndarray] | None:      # the allowed set at every token, None where the action cannot be said
+    "Walk an action through the grammar."
+    cursor, out = Cursor(trie), []
+    for token in ids:
+        ok = self.allowed(cursor)
+        if len(ok) == 0 or token not in ok: return None
+        out.append(ok); cursor.push(token)
+    return out if len(self.allowed(cursor)) == 0 else None
 
 # %% ../nbs/50_agents.ipynb #cd5d154c
 class PackedFormat:
@@ -160,18 +173,25 @@ class PackedFormat:
         ids = [vocab.special(t) for t in self.tags]
         if None in ids:
             lacks = ", ".join(t for t, i in zip(self.tags, ids) if i is None)
-            raise UserError(f"the checkpoint's vocabulary lacks {lacks}: it was not trained on packed episodes; pass format='leap' for a chat model")
+            raise UserError(f"the checkpoint's vocabulary lacks {lacks}: it was not trained on packed episodes; "
+                            "pass format='leap' for a chat model")
         self.vocab, (self.task, self.obs, self.act, self.end) = vocab, ids
 
-    def page(self, text, previous): return self.vocab.ids("=" if text == previous else text)
+    def page(
+        self,
+        text: str,               # the rendered page
+        previous: str | None,    # the one before it
+    ) -> tuple[int, ...]:        # token ids
+        "A page, or `=` where it is the one before."
+        return self.vocab.ids("=" if text == previous else text)
 
     def prompt(
         self,
-        task: str,      # the instruction
-        pages,          # token ids of every page so far, the current one last
-        actions,        # token ids of every action so far, end tokens included
-        menu=(),        # the page's actions in words; this format does not list them
-    ) -> list[int]:     # token ids up to where the action begins
+        task: str,                         # the instruction
+        pages: list[tuple[int, ...]],      # token ids of every page so far, the current one last
+        actions: list[tuple[int, ...]],    # token ids of every action so far, end tokens included
+        menu: tuple[str, ...] = (),        # the page's actions in words; this format does not list them
+    ) -> list[int]:                        # token ids up to where the action begins
         "The sequence up to the agent's next word."
         out = [self.task, *self.vocab.ids(task)]
         for page, action in zip(pages, actions): out += [self.obs, *page, self.act, *action]
@@ -179,26 +199,36 @@ class PackedFormat:
 
 # %% ../nbs/50_agents.ipynb #f07efbc3
 class LeapFormat:
-    "One user turn a step, for published chat models (task, history, page, candidate actions; after LEAP's prompts)."
+    "One user turn a step, for published chat models: task, history, page, candidate actions (after Choudhury & Sodhi 2024)."
     name, incremental = "leap", False
 
     def __init__(self, vocab: Vocabulary):
-        tok = self.vocab = vocab
-        eot = vocab.special("<|eot_id|>")
-        self.end = eot if eot is not None else vocab.tokenizer.eos_token_id
+        self.vocab, turn_end = vocab, vocab.special("<|eot_id|>")
+        self.end = turn_end if turn_end is not None else vocab.tokenizer.eos_token_id
         if self.end is None: raise UserError("the checkpoint's tokenizer has no end token, so an action could not be closed")
 
-    def page(self, text, previous): return self.vocab.ids(text)
+    def page(
+        self,
+        text: str,               # the rendered page
+        previous: str | None,    # the one before it, of no use here
+    ) -> tuple[int, ...]:        # token ids
+        "A page."
+        return self.vocab.ids(text)
 
-    def prompt(self, task, pages, actions, menu=()) -> list[int]:
+    def prompt(
+        self,
+        task: str,                         # the instruction
+        pages: list[tuple[int, ...]],      # token ids of every page so far, the current one last
+        actions: list[tuple[int, ...]],    # token ids of every action so far, end tokens included
+        menu: tuple[str, ...] = (),        # the page's actions in words
+    ) -> list[int]:                        # token ids up to where the action begins
         "The chat turn up to the agent's next word."
-        user, assistant = (self._tag("user"), self._tag("assistant"))
-        out = [*user, *self.vocab.ids("Task: " + task)]
-        for page, action in zip(pages, actions): out += [*self.vocab.ids("Page:"), *page, *self.vocab.ids("Action:"), *action[:-1]]
-        out += [*self.vocab.ids("Page:"), *pages[-1], *self.vocab.ids("Candidate actions: " + "; ".join(menu)), self.end]
-        return [*out, *assistant, *self.vocab.ids("Action:")]
+        words, out = self.vocab.ids, [*self._role("user"), *self.vocab.ids("Task: " + task)]
+        for page, action in zip(pages, actions): out += [*words("Page:"), *page, *words("Action:"), *action[:-1]]
+        out += [*words("Page:"), *pages[-1], *words("Candidate actions: " + "; ".join(menu)), self.end]
+        return [*out, *self._role("assistant"), *words("Action:")]
 
-    def _tag(self, role):
+    def _role(self, role):
         ids = [self.vocab.special(t) for t in ("<|start_header_id|>", "<|end_header_id|>")]
         return (*self.vocab.ids(role + ":"),) if None in ids else (ids[0], *self.vocab.ids(role), ids[1])
 
@@ -214,12 +244,13 @@ class RaggedCache(Cache):
         n: int,       # rows
     ):
         super().__init__(layers=[])
-        self.blocks, self.part = [[] for _ in range(n)], {}   # row -> blocks, each the (kv_heads, block, d) of all layers; layer -> (keys, values)
+        self.blocks = [[] for _ in range(n)]   # row -> blocks, each the (kv_heads, block, d) of all layers
+        self.part = {}                         # layer -> (keys, values) of the working copy
 
     def take(
         self,
-        rows,         # indices of the rows to advance
-        room: int,    # columns they will need at most
+        rows: list[int],   # rows to advance
+        room: int,         # columns they will need at most
     ) -> None:
         "Gather some rows into a working copy."
         self.rows, self.width, self.part = list(rows), room, {}   # the old copy goes before the new one comes
@@ -228,8 +259,6 @@ class RaggedCache(Cache):
             for at, block in zip(range(0, room, self.block), self.blocks[row]):
                 for x, part in zip(whole, block): x[i, :, at:at + self.block] = part
         self.part = dict(enumerate(zip(whole[::2], whole[1::2])))
-
-    def _empty(self, x): return x.new_zeros(len(self.rows), x.shape[-3], -(-self.width // self.block) * self.block, x.shape[-1])
 
     def put(
         self,
@@ -242,28 +271,54 @@ class RaggedCache(Cache):
             starts = range(first * self.block, n, self.block) if whole else ()
             self.blocks[row][first:] = [tuple(x[i, :, at:at + self.block].clone() for x in whole) for at in starts]
 
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        "Called by every attention layer: write the new keys and values at their rows' own columns, return what may be seen."
-        if layer_idx not in self.part: self.part[layer_idx] = self._empty(key_states), self._empty(value_states)
-        k, v = self.part[layer_idx]
-        b = torch.arange(len(k))[:, None]
-        k[b, :, self.at], v[b, :, self.at] = key_states.transpose(1, 2), value_states.transpose(1, 2)
-        return k[:, :, :self.seen], v[:, :, :self.seen]
+# %% ../nbs/50_agents.ipynb #f0b27af5
+@patch
+def _empty(self: RaggedCache, x):
+    "Room for the rows of the working copy, whole blocks of columns, shaped as x otherwise."
+    return x.new_zeros(len(self.rows), x.shape[-3], -(-self.width // self.block) * self.block, x.shape[-1])
 
-    def aim(
-        self,
-        at: Tensor,   # column of every new token, (b, q)
-    ) -> Tensor:      # additive mask, (b, 1, q, seen)
-        "Say where the next forward pass writes; returns which columns it may read."
-        self.at, self.seen = at, int(at.max()) + 1
-        free = torch.arange(self.seen) <= at[:, :, None]
-        return torch.zeros(free.shape).masked_fill_(~free, torch.finfo(torch.float32).min)[:, None]
+@patch
+def aim(
+    self: RaggedCache,
+    at: Tensor,   # column of every new token, (b, q)
+) -> Tensor:      # additive mask, (b, 1, q, seen)
+    "Say where the next forward pass writes; returns which columns it may read."
+    self.at, self.seen = at, int(at.max()) + 1
+    free = torch.arange(self.seen) <= at[:, :, None]
+    return torch.zeros(free.shape).masked_fill_(~free, torch.finfo(torch.float32).min)[:, None]
 
-    def get_seq_length(self, layer_idx=0): return 0
+@patch
+def update(
+    self: RaggedCache,
+    key_states: Tensor,        # (b, kv_heads, q, d)
+    value_states: Tensor,      # (b, kv_heads, q, d)
+    layer_idx: int,
+    *args, **kwargs,           # of no use here
+) -> tuple[Tensor, Tensor]:    # keys and values that may be seen, (b, kv_heads, seen, d)
+    "Called by every attention layer: write the new keys and values at their rows' own columns."
+    if layer_idx not in self.part: self.part[layer_idx] = self._empty(key_states), self._empty(value_states)
+    k, v = self.part[layer_idx]
+    b = torch.arange(len(k))[:, None]
+    k[b, :, self.at], v[b, :, self.at] = key_states.transpose(1, 2), value_states.transpose(1, 2)
+    return k[:, :, :self.seen], v[:, :, :self.seen]
+
+@patch
+def get_seq_length(self: RaggedCache, layer_idx: int = 0) -> int:
+    "Nothing, for the library: positions are given with every pass."
+    return 0
 
 # %% ../nbs/50_agents.ipynb #b38fb94c
-def grouped_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
-    "Attention with shared keys and values under a mask: query (b, heads, q, d), key and value (b, kv_heads, seen, d)."
+def grouped_attention(
+    module,                          # the attention layer, as the library hands it over
+    query: Tensor,                   # (b, heads, q, d)
+    key: Tensor,                     # (b, kv_heads, seen, d)
+    value: Tensor,                   # (b, kv_heads, seen, d)
+    attention_mask: Tensor | None,   # additive, (b, 1, q, seen)
+    dropout: float = 0.0,            # of no use here: agents are trained without
+    scaling: float | None = None,    # of the scores; None: 1/sqrt(d)
+    **kwargs,
+) -> tuple[Tensor, None]:            # (b, q, heads, d), no attention weights
+    "Attention with shared keys and values under a mask."
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True,
                                          is_causal=attention_mask is None and query.shape[2] > 1)
     return out.transpose(1, 2).contiguous(), None
@@ -296,13 +351,14 @@ def load_checkpoint(
     "Read an ordinary Hugging Face checkpoint of a causal language model; raises UserError with one sentence."
     where = str(path)
     if (where.startswith((".", "/", "~")) or where.count("/") != 1) and not (Path(where) / "config.json").is_file():
-        raise UserError(f"there is no checkpoint at {where}: config.json is missing; pass a folder written by save_pretrained, or a hub id like owner/name")
+        raise UserError(f"there is no checkpoint at {where}: config.json is missing; pass a folder written by save_pretrained, "
+                        "or a hub id like owner/name")
     hub_logging.disable_progress_bar()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True,
                                                            output_loading_info=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-        kinds = _stored(Path(where)) if not hasattr(model.config, "quantization_config") else set()
+        kinds = _stored(Path(where)) if "quantization_config" not in model.config.to_dict() else set()
     except Exception as err:  # the library raises a dozen kinds here; the reader needs one sentence
         said = (str(err).strip() or type(err).__name__).splitlines()[0][:200]
         raise UserError(f"the checkpoint {where} cannot be loaded as a causal language model: {said}") from err
@@ -325,14 +381,14 @@ def _fits(where, model, tokenizer, info, kinds):
         raise UserError(f"the tokenizer in {where} has {len(tokenizer)} tokens and the model {rows}: they come from different checkpoints")
 
 # %% ../nbs/50_agents.ipynb #83521eee
-class LMAgent:
+class LMAgent(Policy):
     "A causal language model as a policy, with all three levels of access."
 
     def __init__(
         self,
         model,                        # causal language model of the transformers library
         tokenizer,                    # its fast tokenizer
-        domain,                       # how pages and actions are worded (adwm.envs.Domain)
+        domain: Domain,               # how pages and actions are worded
         name: str = "agent",
         temperature: float = 1.0,     # 0 is greedy
         format: str = "packed",       # "packed" or "leap"
@@ -343,7 +399,7 @@ class LMAgent:
         self.model, self.domain, self.name, self.temperature, self.group = model.eval(), domain, name, temperature, group
         self.vocab = Vocabulary(tokenizer)
         self.format = FORMATS[format](self.vocab)
-        self.grammar = Grammar(self.vocab, self.format.end, cap, getattr(domain, "free_word", "search"), canonical=format == "packed")
+        self.grammar = Grammar(self.vocab, self.format.end, cap, domain.free_word, canonical=format == "packed")
         self.body, self.head, self.embed = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
         if model.config.model_type == "llama": model.set_attn_implementation("grouped")
         for p in model.parameters(): p.requires_grad_(False)
@@ -352,7 +408,7 @@ class LMAgent:
     def from_pretrained(
         cls,
         path: str | Path,         # folder or hub id
-        domain,
+        domain: Domain,
         temperature: float = 1.0,
         device: str = "cpu",
         name: str | None = None,  # default: the last part of the path
@@ -365,37 +421,31 @@ class LMAgent:
         try: return cls(model, tokenizer, domain, name or Path(str(path)).name, temperature, **kwargs)
         except UserError as err: raise UserError(f"{path}: {err}") from err
 
-    @property
-    def width(self) -> int:
-        "Width of an input embedding."
-        return self.embed.weight.shape[1]
+# %% ../nbs/50_agents.ipynb #8fc1422b
+@patch
+@property
+def width(self: LMAgent) -> int:
+    "Width of an input embedding."
+    return self.embed.weight.shape[1]
 
-    def session(
-        self,
-        tasks: list,      # one task per row
-    ) -> "LMSession":
-        "Start a batch of episodes."
-        return LMSession(self, tasks)
+@patch
+def session(
+    self: LMAgent,
+    tasks: list[Task],   # one task per row
+) -> "LMSession":
+    "Start a batch of episodes."
+    return LMSession(self, tasks)
 
 # %% ../nbs/50_agents.ipynb #276926af
-def _patched(cls):
-    "Add functions to a class, so that each can stand in the cell that explains it."
-    def add(f): setattr(cls, f.__name__, f); return f
-    return add
-
-@_patched(LMAgent)
+@patch
 def task_text(
     self: LMAgent,
-    task,        # a task
+    task: Task,
 ) -> str:        # its instruction as the agent reads it
     "The instruction in the agent's words."
-    return words_of_task(self.domain, task)
+    return self.domain.render_task(task.text)
 
-def words_of_task(domain, task) -> str:
-    "The domain's wording of an instruction, or the instruction in lower case."
-    return domain.render_task(task.text) if hasattr(domain, "render_task") else task.text.lower()
-
-@_patched(LMAgent)
+@patch
 def page_ids(
     self: LMAgent,
     obs: str,               # a page
@@ -404,21 +454,38 @@ def page_ids(
     "Token ids of a page as the agent reads it."
     return self.format.page(self.domain.render(obs), None if previous is None else self.domain.render(previous))
 
-@_patched(LMAgent)
-def action_ids(self: LMAgent, action: str, obs: str) -> tuple[int, ...]:
+@patch
+def action_ids(
+    self: LMAgent,
+    action: str,            # of the environment
+    obs: str,               # the page it was done on
+) -> tuple[int, ...]:       # token ids
     "Token ids of an action in the agent's words, end token included."
     return (*self.vocab.ids(self.domain.verbalize(action, obs)), self.format.end)
 
-@_patched(LMAgent)
-def root(self: LMAgent, state) -> dict:
-    "The trie of what may be said on this page; raises UserError where nothing is listed and the domain's free text is no action."
+# %% ../nbs/50_agents.ipynb #ed943d88
+@patch
+def trie(
+    self: LMAgent,
+    state: State,
+) -> dict:       # the grammar's trie of this page
+    "What may be said here; raises UserError where nothing is listed and the domain's free text is no action."
     menu, free = self.domain.menu(state.obs, state.choices), self.domain.free_search(state.obs, state.choices)
     if not (menu or free or self.domain.free_text):
         raise UserError(f"the page {state.obs!r:.60} lists no action, and in the domain '{self.domain.name}' an agent cannot make one up: "
                         "log the page's choices")
-    return self.grammar.root(menu, free)
+    return self.grammar.trie(menu, free)
 
-@_patched(LMAgent)
+@patch
+def candidates(
+    self: LMAgent,
+    obs: str,                   # a page
+    choices: tuple[str, ...],   # what it lists
+) -> tuple[str, ...]:           # actions in words that the prompt lists; none in a format that grows
+    "The candidate actions that a prompt of this agent's format prints."
+    return () if self.format.incremental else self.domain.menu(obs, choices)
+
+@patch
 def embed_page(
     self: LMAgent,
     obs: str,      # a page
@@ -441,10 +508,23 @@ def draw(
 class LMSession:
     "A batch of episodes of one agent: prompts, cache, decoding."
 
-    def __init__(self, agent: LMAgent, tasks: list):
+    def __init__(
+        self,
+        agent: LMAgent,
+        tasks: list[Task],   # one task per row
+    ):
         self.agent, self.tasks = agent, tasks
-        self.cache, self.held = RaggedCache(len(tasks)), [[] for _ in tasks]
-        self.pages, self.soft = [[] for _ in tasks], []
+        self.cache, self.held = RaggedCache(len(tasks)), [[] for _ in tasks]   # held: per row, the ids whose keys and values are kept
+        self.pages, self.soft = [[] for _ in tasks], []                        # per row, ids of pages as they were read; all soft tokens
+
+    def observe(
+        self,
+        rows: list[int],       # rows of this session
+        states: list[State],   # their states before the action
+        actions: list[str],    # what was really done
+    ) -> None:
+        "Remember what was read at a turn in which the agent was not asked."
+        for row, s in zip(rows, states): self._page(row, len(s.turns), s, s.obs, s.turns[-1].obs if s.turns else None)
 
     def _page(self, row, turn, state, obs, previous):
         "Ids of page `turn` of a row, as it was read then: soft tokens stay what they were."
@@ -456,41 +536,39 @@ class LMSession:
             else: pages.append(self.agent.page_ids(obs, previous))
         return pages[turn]
 
-    def _prompt(self, row, state):
-        agent, turns = self.agent, state.turns
-        obs = [t.obs for t in turns] + [state.obs]
-        pages = [self._page(row, i, state, o, obs[i - 1] if i else None) for i, o in enumerate(obs)]
-        actions = [agent.action_ids(t.action, t.obs) for t in turns]
-        menu = () if agent.format.incremental else agent.domain.menu(state.obs, state.choices)
-        return agent.format.prompt(agent.task_text(self.tasks[row]), pages, actions, menu)
-
-    def observe(
-        self,
-        rows: list[int],     # rows of this session
-        states: list,        # their states before the action
-        actions: list[str],  # what was really done
-    ) -> None:
-        "Remember what was read at a turn in which the agent was not asked."
-        for row, s in zip(rows, states): self._page(row, len(s.turns), s, s.obs, s.turns[-1].obs if s.turns else None)
+# %% ../nbs/50_agents.ipynb #297575c0
+@patch
+def prompt(
+    self: LMSession,
+    row: int,        # of this session
+    state: State,
+) -> list[int]:      # token ids up to where the action begins; soft token -i-1 of the session for the id i < 0
+    "What a row reads before it acts."
+    agent, turns = self.agent, state.turns
+    obs = [t.obs for t in turns] + [state.obs]
+    pages = [self._page(row, i, state, o, obs[i - 1] if i else None) for i, o in enumerate(obs)]
+    actions = [agent.action_ids(t.action, t.obs) for t in turns]
+    return agent.format.prompt(agent.task_text(self.tasks[row]), pages, actions, agent.candidates(state.obs, state.choices))
 
 # %% ../nbs/50_agents.ipynb #b43d6cb5
 def common_prefix(
-    a: list[int], b: list[int],
-) -> int:  # how many leading entries agree
+    a: list[int],
+    b: list[int],
+) -> int:        # how many leading entries agree
     "Length of the common prefix of two lists."
     n = min(len(a), len(b))
     if a[:n] == b[:n]: return n
     return next(i for i in range(n) if a[i] != b[i])
 
-@_patched(LMSession)
+@patch
 def act(
     self: LMSession,
-    rows: list[int],      # rows of this session
-    states: list,         # their states
-    rngs: list,           # their random streams
-) -> list[str]:           # actions of the environment
+    rows: list[int],                    # rows of this session
+    states: list[State],                # their states
+    rngs: list[np.random.Generator],    # their random streams
+) -> list[str]:                         # actions of the environment
     "Choose an action for some rows."
-    prompts = [self._prompt(r, s) for r, s in zip(rows, states)]
+    prompts = [self.prompt(r, s) for r, s in zip(rows, states)]
     new = [len(p) - common_prefix(self.held[r], p) for r, p in zip(rows, prompts)]
     order, cursors = sorted(range(len(rows)), key=lambda i: (new[i], i)), [None] * len(rows)
     for i in range(0, len(order), self.agent.group):
@@ -500,19 +578,23 @@ def act(
     return [self.agent.domain.parse(self.agent.vocab.text(c.ids[:-1]), s.obs, s.choices) for c, s in zip(cursors, states)]
 
 # %% ../nbs/50_agents.ipynb #3b3d2fc5
-@_patched(LMSession)
+_LISTED = 24    # columns kept free for a listed action; the cache grows by whole blocks anyway
+_CROWDED = .7   # below this share of live rows the others leave the working copy
+
+@patch
 def _decode(self: LMSession, rows, prompts, states, rngs):
+    "Write one action for each row of a group, in place of their prompts; returns the cursors."
     agent, grammar = self.agent, self.agent.grammar
-    cursors = [Cursor(agent.root(s)) for s in states]
+    cursors = [Cursor(agent.trie(s)) for s in states]
     start = [min(common_prefix(self.held[r], p), len(p) - 1) for r, p in zip(rows, prompts)]
     held, text = list(start), prompts
     for c, t in zip(cursors, text): _forced(grammar, c, t)
     live = [i for i, c in enumerate(cursors) if len(grammar.allowed(c))]
-    room = max(map(len, text)) + grammar.cap + 24
+    room = max(map(len, text)) + grammar.cap + _LISTED
     low, batch = min(held), list(range(len(rows)))
     self.cache.take([rows[i] for i in batch], room)
     while live:
-        if len(live) < .7 * len(batch):
+        if len(live) < _CROWDED * len(batch):
             self.cache.put(low, [held[i] for i in batch])
             batch = live; self.cache.take([rows[i] for i in batch], room)
         logits = self._advance([text[i] for i in batch], [held[i] for i in batch])
@@ -533,8 +615,7 @@ def _forced(grammar, cursor, text):
     while len(ok := grammar.allowed(cursor)) == 1: cursor.push(int(ok[0])); text.append(int(ok[0]))
 
 # %% ../nbs/50_agents.ipynb #6ba7932b
-@_patched(LMSession)
-@torch.no_grad()
+@patch
 def _advance(self: LMSession, texts, held):
     "Feed every row its pending tokens; logits at each row's last one, (b, vocabulary)."
     agent = self.agent
@@ -543,106 +624,138 @@ def _advance(self: LMSession, texts, held):
     ids = torch.tensor([p + [0] * (q - len(p)) for p in pending])
     at = torch.tensor([min(n, len(t) - 1) for t, n in zip(texts, held)])[:, None] + torch.arange(q)
     at.clamp_(max=self.cache.width - 1)
-    mask = self.cache.aim(at)
-    x = agent.embed(ids.clamp(min=0).to(device))
-    if self.soft and (ids < 0).any(): x[ids < 0] = torch.stack([self.soft[-i - 1] for i in ids[ids < 0].tolist()]).to(x)
-    out = agent.body(inputs_embeds=x, attention_mask=mask.to(x), position_ids=at.to(device), use_cache=True, **{CACHE: self.cache}).last_hidden_state
-    last = out[torch.arange(len(texts)), torch.tensor([len(p) - 1 for p in pending])]
-    return agent.head(last).float().cpu().numpy().astype(np.float64)
+    mask, last = self.cache.aim(at), torch.tensor([len(p) - 1 for p in pending])
+    with torch.no_grad():
+        x = agent.embed(ids.clamp(min=0).to(device))
+        if self.soft and (ids < 0).any(): x[ids < 0] = torch.stack([self.soft[-i - 1] for i in ids[ids < 0].tolist()]).to(x)
+        hidden = agent.body(inputs_embeds=x, attention_mask=mask.to(x), position_ids=at.to(device), use_cache=True,
+                            **{CACHE: self.cache}).last_hidden_state
+        return agent.head(hidden[torch.arange(len(texts)), last]).float().cpu().numpy().astype(np.float64)
 
 # %% ../nbs/50_agents.ipynb #af6edf00
+class Decision(NamedTuple):
+    "A token that was chosen among several."
+    owner: int            # the turn, or the row, whose action it belongs to
+    at: int               # position whose logits decide
+    token: int            # what was chosen
+    allowed: np.ndarray   # among which, ascending token ids
+
 class Scored:
     "One sequence of tokens and the decisions inside it."
-    __slots__ = ("ids", "owner", "at", "token", "allowed")
-    def __init__(self, ids): self.ids, self.owner, self.at, self.token, self.allowed = ids, [], [], [], []
 
-    def add(self, owner: int, start: int, tokens, sets) -> None:
-        "Note the decisions of one action that begins at `start`; forced tokens are no decisions."
+    def __init__(self, ids: list[int] = ()):
+        self.ids, self.decisions = ids, []
+
+    def add(
+        self,
+        owner: int,                # the turn or row
+        start: int,                # where its action begins in the sequence
+        tokens: tuple[int, ...],   # of the action, end token included
+        sets: list[np.ndarray],    # the allowed set at each of them
+    ) -> None:
+        "Note the decisions of one action; forced tokens are no decisions."
         for i, (token, ok) in enumerate(zip(tokens, sets)):
-            if len(ok) > 1: self.owner.append(owner); self.at.append(start + i - 1); self.token.append(token); self.allowed.append(ok)
+            if len(ok) > 1: self.decisions.append(Decision(owner, start + i - 1, token, ok))
+
+def chosen_tokens(
+    group: list[Scored],
+) -> Tensor:      # (decisions,)
+    "The tokens that were chosen, sequence by sequence."
+    return torch.tensor([d.token for s in group for d in s.decisions], dtype=torch.long)
 
 # %% ../nbs/50_agents.ipynb #f16fb8a4
-@_patched(LMAgent)
-def _sequences(self: LMAgent, turns, task):
-    "The token sequences that score an episode, and the turns whose action cannot be said."
-    obs, impossible, out = [t.obs for t in turns], [], []
-    pages = [self.page_ids(o, obs[i - 1] if i else None) for i, o in enumerate(obs)]
+@patch
+def sequences(
+    self: LMAgent,
+    turns: tuple[Turn, ...],
+    task: Task,
+    n_soft: int | None = None,        # placeholders for each page, ids -1; None reads the text
+) -> tuple[list[Scored], list[int]]:  # what is read, with its decisions; the turns whose action cannot be said
+    "The token sequences that score an episode: one in a format that grows, else one a turn."
+    obs, unsayable, out = [t.obs for t in turns], [], []
+    if n_soft is None: pages = [self.page_ids(o, obs[i - 1] if i else None) for i, o in enumerate(obs)]
+    else: pages = [(-1,) * n_soft for _ in turns]
     actions = [self.action_ids(t.action, t.obs) for t in turns]
     for i, t in enumerate(turns):
-        menu = () if self.format.incremental else self.domain.menu(t.obs, t.choices)
-        prompt = self.format.prompt(self.task_text(task), pages[:i + 1], actions[:i], menu)
-        if not out or not self.format.incremental: out.append(Scored(None))
-        sets = self.grammar.decisions(self.root(State(task, t.obs, t.choices)), actions[i])
-        if sets is None: impossible.append(i)
+        prompt = self.format.prompt(self.task_text(task), pages[:i + 1], actions[:i], self.candidates(t.obs, t.choices))
+        if not out or not self.format.incremental: out.append(Scored())
+        sets = self.grammar.decisions(self.trie(State(task, t.obs, t.choices)), actions[i])
+        if sets is None: unsayable.append(i)
         else: out[-1].add(i, len(prompt), actions[i], sets)
         out[-1].ids = [*prompt, *actions[i]]
-    return out, impossible
+    return out, unsayable
 
 # %% ../nbs/50_agents.ipynb #15be9fb5
-@_patched(LMAgent)
-def _decision_logits(self: LMAgent, group, soft=None):
-    "Masked log-probabilities at every decision of some sequences: (decisions, vocabulary)."
+_NEVER = -1e9   # logit of a token that may not follow
+
+@patch
+def decision_logits(
+    self: LMAgent,
+    group: list[Scored],          # sequences, padded and read together
+    soft: Tensor | None = None,   # (pages, n_soft, width): soft tokens for the negative ids, in reading order
+) -> Tensor:                      # (decisions, vocabulary)
+    "Log-probabilities at every decision of some sequences, under the constraint and the temperature."
     device = self.embed.weight.device
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(s.ids) for s in group], batch_first=True)
     x = self.embed(ids.clamp(min=0).to(device))
     if soft is not None: x = x.index_put(tuple(i.to(device) for i in (ids < 0).nonzero(as_tuple=True)), soft.flatten(0, 1).to(x))
     hidden = self.body(inputs_embeds=x, use_cache=False).last_hidden_state
-    if not any(s.at for s in group): return hidden.new_zeros(0, self.head.weight.shape[0])
-    row, at = (torch.tensor(v, dtype=torch.long) for v in zip(*[(i, a) for i, s in enumerate(group) for a in s.at]))
-    logits = self.head(hidden[row, at]).float()
+    found = [(row, d) for row, s in enumerate(group) for d in s.decisions]
+    if not found: return hidden.new_zeros(0, self.head.weight.shape[0])
+    logits = self.head(hidden[torch.tensor([row for row, _ in found]), torch.tensor([d.at for _, d in found])]).float()
     mask = torch.zeros(logits.shape, dtype=torch.bool)
-    for j, ok in enumerate(a for s in group for a in s.allowed): mask[j, torch.from_numpy(ok)] = True
-    return (logits / max(self.temperature, 1e-6)).masked_fill(~mask.to(device), -1e9).log_softmax(-1)
+    for j, (_, d) in enumerate(found): mask[j, torch.from_numpy(d.allowed)] = True
+    return (logits / max(self.temperature, 1e-6)).masked_fill(~mask.to(device), _NEVER).log_softmax(-1)
 
-@_patched(LMAgent)
-@torch.no_grad()
+# %% ../nbs/50_agents.ipynb #3b4a4940
+@patch
 def log_probs(
     self: LMAgent,
-    episodes: list,          # logged episodes
+    episodes: list[Episode],
     budget: int = 8192,      # tokens per forward pass
 ) -> list[np.ndarray]:       # per episode log pi(a_t | h_t), (T,); -inf where the action cannot be said
     "Log-probabilities of the logged actions under the constrained distribution, end token included."
     out, work = [], []
     for i, e in enumerate(episodes):
-        sequences, impossible = self._sequences(e.turns, e.task)
-        out.append(np.zeros(len(e.turns))); out[-1][impossible] = -np.inf
-        work += [(i, s) for s in sequences if s.at]
+        sequences, unsayable = self.sequences(e.turns, e.task)
+        out.append(np.zeros(len(e.turns))); out[-1][unsayable] = -np.inf
+        work += [(i, s) for s in sequences if s.decisions]
     work.sort(key=lambda w: len(w[1].ids))
     while work:
         n = max(1, min(len(work), budget // len(work[-1][1].ids)))
         group, work = work[-n:], work[:-n]
-        logp = self._decision_logits([s for _, s in group])
-        picked = logp.gather(1, torch.tensor([t for _, s in group for t in s.token])[:, None].to(logp.device))[:, 0].cpu().numpy()
-        for (i, turn), value in zip([(i, t) for i, s in group for t in s.owner], picked): out[i][turn] += value
+        with torch.no_grad(): logp = self.decision_logits([s for _, s in group])
+        picked = logp.gather(1, chosen_tokens([s for _, s in group])[:, None].to(logp.device))[:, 0].cpu().numpy()
+        for (i, turn), value in zip([(i, d.owner) for i, s in group for d in s.decisions], picked): out[i][turn] += value
     return out
 
 # %% ../nbs/50_agents.ipynb #e1d36565
-@_patched(LMAgent)
+@patch
 def decision_log_probs(
     self: LMAgent,
-    states: list,                 # histories, with the current page and its choices, b of them
+    states: list[State],          # histories, with the current page and its choices, b of them
     actions: list[str],           # an action of the environment for each
     soft: Tensor | None = None,   # (b, n_soft, width) in place of the current page; None reads the text
 ) -> tuple[Tensor, Tensor, Tensor]:  # log-probabilities (n, vocabulary), owner in [0, b) (n,), chosen token (n,)
-    "The agent's distribution at every decision along the given actions, with gradient into `soft`; raises UserError for an action the page does not allow."
+    "The agent's distribution at every decision along some actions, with gradient into `soft`; UserError for one that cannot be said."
     group = []
     for i, (s, a) in enumerate(zip(states, actions)):
         obs = [t.obs for t in s.turns] + [s.obs]
         pages = [self.page_ids(o, obs[j - 1] if j else None) for j, o in enumerate(obs)]
         if soft is not None: pages[-1] = (-1,) * soft.shape[1]
-        menu = () if self.format.incremental else self.domain.menu(s.obs, s.choices)
-        prompt = self.format.prompt(self.task_text(s.task), pages, [self.action_ids(t.action, t.obs) for t in s.turns], menu)
+        past = [self.action_ids(t.action, t.obs) for t in s.turns]
+        prompt = self.format.prompt(self.task_text(s.task), pages, past, self.candidates(s.obs, s.choices))
         tokens = self.action_ids(a, s.obs)
-        sets = self.grammar.decisions(self.root(s), tokens)
+        sets = self.grammar.decisions(self.trie(s), tokens)
         if sets is None: raise UserError(f"the action '{a}' cannot be said on this page, so it has no log-probability to differentiate")
         group.append(Scored([*prompt, *tokens])); group[-1].add(i, len(prompt), tokens, sets)
-    logp = self._decision_logits(group, soft)
-    return logp, torch.tensor([o for s in group for o in s.owner]), torch.tensor([t for s in group for t in s.token])
+    return self.decision_logits(group, soft), torch.tensor([d.owner for s in group for d in s.decisions]), chosen_tokens(group)
 
-@_patched(LMAgent)
+# %% ../nbs/50_agents.ipynb #4bb3dc58
+@patch
 def soft_log_prob(
     self: LMAgent,
-    states: list,                 # b histories
+    states: list[State],          # b histories
     actions: list[str],           # an action of the environment for each
     soft: Tensor | None = None,   # (b, n_soft, width)
 ) -> Tensor:                      # (b,), with gradient into `soft`

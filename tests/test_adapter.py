@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adwm.adapter import (Adapter, AdapterConfig, Continuation, adapter_report, agreement, greedy_actions, load_adapter, mean_soft_loss,
-                          prefix, retrieval, save_adapter, sequences, text_means, train_adapter)
-from adwm.agents import LMAgent
+                          deciding, prefix, retrieval_accuracy, save_adapter, text_means, train_adapter)
+from adwm.agents import LMAgent, chosen_tokens
 from adwm.core import UserError, from_dict, key_rng
 from adwm.envs import Corridor, State
 from adwm.policies import ScriptedPolicy
@@ -65,7 +65,7 @@ def test_sizes_of_table_4():
 
 def test_paper_loss_finds_its_pages(agent, latents, episodes):
     adapter, curves = train_adapter(agent, latents, episodes, AdapterConfig.paper(updates=250, size=128))
-    found = retrieval(agent, adapter, latents, list(latents))
+    found = retrieval_accuracy(agent, adapter, latents, list(latents))
     assert found["top1"] > .8 and found["chance"] == 1/8 and found["n"] == N
     mse = [c["value"] for c in curves if c["loss"] == "mse"]
     assert mse[-1] < .2*mse[0] and {c["phase"] for c in curves} == {"paper"}
@@ -75,7 +75,7 @@ def test_paper_loss_finds_its_pages(agent, latents, episodes):
 def test_each_part_of_the_loss_alone(agent, latents, episodes, w_nce, w_mse):
     "Ablation H.3: pure MSE does not collapse here; pure InfoNCE is right up to scale."
     adapter, _ = train_adapter(agent, latents, episodes, AdapterConfig.paper(updates=250, size=128, w_nce=w_nce, w_mse=w_mse))
-    assert retrieval(agent, adapter, latents, list(latents))["top1"] > .6
+    assert retrieval_accuracy(agent, adapter, latents, list(latents))["top1"] > .6
 
 
 def test_loss_by_hand():
@@ -109,8 +109,8 @@ def test_agent_is_left_alone(agent, latents, episodes):
 def test_text_sequences_score_like_the_agent(agent, episodes):
     want = agent.log_probs(episodes[:4])
     for e, logp in zip(episodes[:4], want):
-        seqs = sequences(agent, e)
-        got = agent._decision_logits(seqs).gather(1, torch.tensor([t for s in seqs for t in s.token])[:, None]).sum()
+        seqs = deciding(agent, e)
+        got = agent.decision_logits(seqs).gather(1, chosen_tokens(seqs)[:, None]).sum()
         assert np.isclose(float(got), logp.sum(), atol=1e-4)
 
 
@@ -118,15 +118,15 @@ def test_soft_sequence_of_one_turn_is_the_agents(agent, latents, episodes, kl):
     e, adapter = episodes[0], kl[0]
     first = type(e)(**{**{f: getattr(e, f) for f in e.__dataclass_fields__}, "turns": e.turns[:1]})
     soft = adapter(latents[e.turns[0].obs][None])
-    seqs = sequences(agent, first, adapter.n_soft)
-    got = agent._decision_logits(seqs, soft).gather(1, torch.tensor(seqs[0].token)[:, None]).sum()
+    seqs = deciding(agent, first, adapter.n_soft)
+    got = agent.decision_logits(seqs, soft).gather(1, chosen_tokens(seqs[:1])[:, None]).sum()
     want = agent.soft_log_prob([State(e.task, e.turns[0].obs, e.turns[0].choices)], [e.turns[0].action], soft)
     assert torch.allclose(got, want[0], atol=1e-5)
 
 
 def test_text_and_soft_decisions_line_up(agent, episodes):
     for e in episodes:
-        a, b = (sum((s.token for s in sequences(agent, e, n)), []) for n in (None, 4))
+        a, b = (chosen_tokens(deciding(agent, e, n)).tolist() for n in (None, 4))
         assert a == b
 
 
@@ -164,7 +164,7 @@ def test_kept_and_read_back(tmp_path, agent, kl):
 @pytest.mark.parametrize("call", [
     lambda a, l, e: AdapterConfig(loss="mse"), lambda a, l, e: from_dict(AdapterConfig, dict(temprature=1), "params"),
     lambda a, l, e: train_adapter(a, l, []), lambda a, l, e: train_adapter(a, {"room 0": l["room 0"]}, e),
-    lambda a, l, e: retrieval(a, Adapter(D, 32, 64), l, list(l)[:3]), lambda a, l, e: Continuation(a, Adapter(D, 32, 64), cosine_schedule(5), turns=2)])
+    lambda a, l, e: retrieval_accuracy(a, Adapter(D, 32, 64), l, list(l)[:3]), lambda a, l, e: Continuation(a, Adapter(D, 32, 64), cosine_schedule(5), turns=2)])
 def test_wrong_input_is_one_sentence(agent, latents, episodes, call):
     with pytest.raises(UserError) as err: call(agent, latents, episodes)
     assert "\n" not in str(err.value)

@@ -61,9 +61,9 @@ def plain_action(agent, state, rng):
     "One action without any cache."
     obs = [t.obs for t in state.turns] + [state.obs]
     pages = [agent.page_ids(o, obs[i - 1] if i else None) for i, o in enumerate(obs)]
-    menu = () if agent.format.incremental else agent.domain.menu(state.obs, state.choices)
+    menu = agent.candidates(state.obs, state.choices)
     text = agent.format.prompt(agent.task_text(state.task), pages, [agent.action_ids(t.action, t.obs) for t in state.turns], menu)
-    cursor = Cursor(agent.root(state))
+    cursor = Cursor(agent.trie(state))
     while len(ok := agent.grammar.allowed(cursor)):
         logits = agent.model(input_ids=torch.tensor([text])).logits[0, -1].double().numpy()[ok]
         token = int(ok[draw(logits, agent.temperature, rng) if len(ok) > 1 else 0])
@@ -126,7 +126,7 @@ def test_probabilities_with_free_text_sum_to_one(rooms, tokenizer, agent):
 
 def test_what_is_said_is_cut_again_as_it_was_sampled(rooms, agent):
     for i in range(200):
-        cursor, rng = Cursor(agent.grammar.root((), True)), key_rng(i)
+        cursor, rng = Cursor(agent.grammar.trie((), True)), key_rng(i)
         while len(ok := agent.grammar.allowed(cursor)): cursor.push(int(rng.choice(ok)))
         assert (*agent.vocab.ids(agent.vocab.text(cursor.ids[:-1])), agent.format.end) == tuple(cursor.ids)
 

@@ -1,4 +1,4 @@
-"Preferences: pairs, the DPO loss against other formulas, training, judges, best-of-n agents on disk."
+"Preferences: pairs, the DPO loss against other formulas, training, reward models, best-of-n agents on disk."
 import copy
 import json
 import math
@@ -12,9 +12,10 @@ from safetensors.torch import load, save
 from adwm.agents import LMAgent
 from adwm.core import UserError
 from adwm.envs import Corridor, World
-from adwm.preference import (BestOfN, collect_pairs, dpo, dpo_loss, explore, judge, judge_auc, judge_files, judged, load_agent, prefer, scored, train_judge, trajectory_log_probs)
+from adwm.preference import (BestOfN, collect_pairs, dpo, dpo_loss, explore, learn_reward_model, load_agent, prefer,
+                             reward_model_auc, reward_model_files, score_pairs, scored, train_reward_model, trajectory_log_probs, value_examples)
 from adwm.rollouts import make_rows, rollout
-from adwm.training import MaskedEpisode, Recipe, build_model, demonstrate, save_checkpoint, texts_of, train_tokenizer
+from adwm.training import MaskedEpisode, Recipe, batches, build_model, demonstrate, save_checkpoint, texts_of, train_tokenizer
 
 torch.set_num_threads(1)
 
@@ -86,12 +87,12 @@ def test_exploring_repeats(world, tokenizer):
 
 def test_trajectory_log_probs_are_the_agents(world, tokenizer, pairs):
     agent = fresh(world, tokenizer)
-    lessons = [p.worse for p in pairs[:6]]
-    got = trajectory_log_probs(agent, scored(agent, lessons)).numpy()
-    assert np.allclose(got, [lp.sum() for lp in agent.log_probs([l.episode for l in lessons])], atol=1e-4)
-    half = [MaskedEpisode(l.episode, tuple(i == 0 for i in range(len(l.keep)))) for l in lessons]
+    some = [p.worse for p in pairs[:6]]
+    got = trajectory_log_probs(agent, scored(agent, some)).numpy()
+    assert np.allclose(got, [lp.sum() for lp in agent.log_probs([m.episode for m in some])], atol=1e-4)
+    half = [MaskedEpisode(m.episode, tuple(i == 0 for i in range(len(m.keep)))) for m in some]
     got = trajectory_log_probs(agent, scored(agent, half)).numpy()
-    assert np.allclose(got, [lp[0] for lp in agent.log_probs([l.episode for l in lessons])], atol=1e-4), "turns that are not kept do not count"
+    assert np.allclose(got, [lp[0] for lp in agent.log_probs([m.episode for m in some])], atol=1e-4), "turns that are not kept do not count"
 
 
 def test_dpo_learns_from_its_own_successes(world, tokenizer, pairs):
@@ -114,8 +115,26 @@ def test_dpo_repeats_and_needs_pairs(world, tokenizer, pairs):
     with pytest.raises(UserError, match="no pair"): dpo(agent, [], 100, 0)
 
 
+def test_the_loop_is_the_plain_one(world, tokenizer, pairs):
+    "Bit for bit what a loop written out does: committed agents must come out again."
+    agent, plain = (fresh(world, tokenizer) for _ in range(2))
+    dpo(agent, pairs, 3_000, 1, per_batch=800, sft=.1)
+    rows, seen = score_pairs(plain, pairs), 0
+    parameters = list(plain.model.requires_grad_(True).parameters())
+    opt = torch.optim.AdamW(parameters, betas=(.9, .95), weight_decay=0.)
+    for group in batches(rows, 3_000, 800, 1):
+        opt.param_groups[0]["lr"] = 5e-4 * min(seen / 3_000 / .1 + .02, 1) * (1 - seen / 3_000)
+        better, worse = trajectory_log_probs(plain, [x.better for x in group] + [x.worse for x in group]).chunk(2)
+        loss, _ = dpo_loss(better, worse, torch.tensor([x.ref_better for x in group]), torch.tensor([x.ref_worse for x in group]), .1)
+        (loss - .1 * (better / torch.tensor([len(x.better.decisions) for x in group])).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.)
+        opt.step(); opt.zero_grad()
+        seen += sum(len(x.ids) for x in group)
+    assert all(torch.equal(a, b) for a, b in zip(agent.model.state_dict().values(), plain.model.state_dict().values()))
+
+
 class Partial:
-    "A judge that counts: a `press` in the last room is best, else going east."
+    "A reward model that counts: a `press` in the last room is best, else going east."
     def __init__(self, agent): self.agent, self.asked = agent, 0
 
     def last(self, rows, soft=None):
@@ -128,27 +147,27 @@ class Partial:
 def trained(world, tokenizer):
     agent = fresh(world, tokenizer)
     own = [e for _, es in explore([world], agent, 5, 16, 4, 5) for e in es]
-    return agent, own, *train_judge(agent, own, 60_000, 0, 3e-3, 500)
+    return agent, own, *train_reward_model(agent, own, 60_000, 0, 3e-3, 500)
 
 
-def test_a_judge_learns_outcomes(trained):
+def test_a_reward_model_learns_outcomes(trained):
     agent, own, made, curve = trained
     assert {e.ret for e in own} == {0.0, 1.0} and curve[-1][1] < 0.75 * curve[0][1]
-    rows = judged(agent, own)
+    rows = value_examples(agent, own)
     values, good = np.array([made.last([r.ids])[0] for r in rows]), np.array([r.value > 0.5 for r in rows])
     assert values[good].min() > values[~good].max()
     assert [list(r.ids[r.ends]) for r in rows[:3]] == [[agent.format.end] * len(e.turns) for e in own[:3]]
     assert np.allclose(values, made.last([r.ids for r in rows]), atol=1e-4), "padding changes nothing"
     soft = made.last([[-1, *rows[0].ids[1:]]], [made.body.get_input_embeddings().weight[rows[0].ids[0]]])
     assert np.allclose(soft, made.last([rows[0].ids]), atol=1e-5), "a soft token that equals the text is read as the text"
-    assert judge_auc(made, rows)["last"] == 1.0 and judge_auc(made, rows[:0]) == {}
+    assert reward_model_auc(made, rows)["last"] == 1.0 and reward_model_auc(made, rows[:0]) == {}
 
 
 def test_best_of_n_is_better_and_has_no_log_prob(world, tokenizer):
     agent, rows = fresh(world, tokenizer), make_rows(world.tasks, [0.0], 2)
     value = lambda p: np.mean([e.ret for e in rollout(world.simulator, p, rows, 9, 5)])
     best = BestOfN(agent, Partial(agent), 6, "best")
-    assert value(best) > value(agent) + 0.3 and best.judge.asked > 0
+    assert value(best) > value(agent) + 0.3 and best.reward_model.asked > 0
     assert best.has_log_prob is False and best.width == agent.width and best.name == "best" and best.domain is agent.domain
     with pytest.raises(UserError, match="cannot be estimated"): best.log_probs([])
     one = rollout(world.simulator, best, rows[:6], 9, 5, chunk=1)
@@ -164,7 +183,7 @@ def test_best_of_n_on_disk(world, tokenizer, trained, tmp_path):
     agent, own, made, _ = trained
     save_checkpoint(agent.model, tokenizer, tmp_path / "prm")
     assert isinstance(load_agent(tmp_path / "prm", agent.domain), LMAgent)
-    for name, data in judge_files(made, 3).items(): (tmp_path / "prm" / name).write_bytes(data)
+    for name, data in reward_model_files(made, 3).items(): (tmp_path / "prm" / name).write_bytes(data)
     a, b = (load_agent(tmp_path / "prm", agent.domain, name="x") for _ in range(2))
     assert isinstance(a, BestOfN) and a.samples == 3 and a.name == "x"
     acts = lambda p: [e.turns for e in rollout(world.simulator, p, make_rows(world.tasks[:10]), 1, 5)]
@@ -181,11 +200,11 @@ def test_best_of_n_on_disk(world, tokenizer, trained, tmp_path):
     (tmp_path / "prm" / "prm.json").write_text('{"samples": 3}')
     state = load((tmp_path / "prm" / "prm.safetensors").read_bytes())
     for spoiled, says in (({k: x * float("nan") for k, x in state.items()}, "finite"), ({k: x.to(torch.int8) for k, x in state.items()}, "int8"),
-                          (dict(list(state.items())[1:]), "judge")):
+                          (dict(list(state.items())[1:]), "reward model")):
         (tmp_path / "prm" / "prm.safetensors").write_bytes(save(spoiled))
         with pytest.raises(UserError, match=says): load_agent(tmp_path / "prm", agent.domain)
     (tmp_path / "prm" / "prm.safetensors").write_bytes(b"broken")
-    with pytest.raises(UserError, match="prm.safetensors cannot be read as the judge"): load_agent(tmp_path / "prm", agent.domain)
+    with pytest.raises(UserError, match="prm.safetensors cannot be read as the reward model"): load_agent(tmp_path / "prm", agent.domain)
 
 
 @pytest.mark.parametrize("kind", ["dpo", "eto"])
@@ -200,9 +219,9 @@ def test_recipes_of_preferences(world, tokenizer, kind):
     assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items()), "the child moves"
 
 
-def test_recipe_of_a_judge(world, tokenizer):
+def test_recipe_of_a_reward_model(world, tokenizer):
     parent = fresh(world, tokenizer)
-    facts = judge(Recipe("child", kind="prm", parent="novice", episodes=160, tokens=20_000, batch_tokens=1000, rate=3e-3, horizon=5), [world], parent, parent.model, tokenizer)
+    facts = learn_reward_model(Recipe("child", kind="prm", parent="novice", episodes=160, tokens=20_000, batch_tokens=1000, rate=3e-3, horizon=5), [world], parent, parent.model, tokenizer)
     assert set(facts["files"]) == {"prm.safetensors", "prm.json"} and facts["explored"] == 160
     assert set(facts["held_out"]) <= {"first", "last"}
 

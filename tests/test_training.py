@@ -1,13 +1,13 @@
-"""Small agents from scratch: vocabulary, lessons, curriculum, recipes, checkpoints."""
+"""Small agents from scratch: vocabulary, masked episodes, curriculum, recipes, checkpoints."""
 import numpy as np
 import pytest
 import torch
 
-from adwm.agents import LMAgent, PackedFormat, Vocabulary, words_of_task
-from adwm.core import UserError, from_dict
+from adwm.agents import LMAgent, PackedFormat, Vocabulary
+from adwm.core import UserError, from_dict, key_int
 from adwm.envs import World
 from adwm.recipes import chains, make_agent, make_agents
-from adwm.training import (Recipe, batches, build_model, correct, demonstrate, encode, texts_of, train,
+from adwm.training import (Recipe, batches, build_model, correct, demonstrate, encode, imitation_loss, texts_of, train,
                            train_tokenizer)
 from adwm.rollouts import make_rows, roll_chunk
 from tests_helpers import small_shop
@@ -28,70 +28,70 @@ def world(): return make_world()
 
 
 @pytest.fixture(scope="module")
-def lessons(world): return demonstrate(world.simulator, world.tasks, world.teacher, 0)
+def masked(world): return demonstrate(world.simulator, world.tasks, world.teacher, 0)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(world, lessons): return train_tokenizer(texts_of(lessons, world.simulator.domain), 800)
+def tokenizer(world, masked): return train_tokenizer(texts_of(masked, world.simulator.domain), 800)
 
 
 TINY = dict(width=32, layers=2, heads=2, kv_heads=1, inner=64, episodes=60, elided_batch=1024, batch_tokens=1024)
 
 
-def test_every_text_survives_the_vocabulary(world, lessons, tokenizer):
+def test_every_text_survives_the_vocabulary(world, masked, tokenizer):
     vocab = Vocabulary(tokenizer)
-    for text in {*texts_of(lessons, world.simulator.domain), "unseen \u00e9t\u00e9 $1,234 x~y"}:
+    for text in {*texts_of(masked, world.simulator.domain), "unseen \u00e9t\u00e9 $1,234 x~y"}:
         assert vocab.text(vocab.ids(text)) == " ".join(text.split())
 
 
-def test_copied_words_have_the_same_tokens_everywhere(world, lessons, tokenizer):
+def test_copied_words_have_the_same_tokens_everywhere(world, masked, tokenizer):
     vocab, domain = Vocabulary(tokenizer), world.simulator.domain
-    e = lessons[0].episode
-    task = vocab.ids(words_of_task(domain, e.task))
+    e = masked[0].episode
+    task = vocab.ids(domain.render_task(e.task.text))
     query = vocab.ids(domain.verbalize(e.turns[0].action, e.turns[0].obs).removeprefix("search"))
     assert set(query) <= set(task)
 
 
-def test_the_teacher_is_good_and_noise_is_not_imitated(lessons):
-    clean = [l for l in lessons if all(l.keep)]
-    assert np.mean([l.episode.ret for l in clean]) > .95
-    assert .2 < len(clean) / len(lessons) < .9
-    noisy = [l for l in lessons if not all(l.keep)]
-    assert .05 < np.mean([not k for l in noisy for k in l.keep]) < .45
+def test_the_teacher_is_good_and_noise_is_not_imitated(masked):
+    clean = [m for m in masked if all(m.keep)]
+    assert np.mean([m.episode.ret for m in clean]) > .95
+    assert .2 < len(clean) / len(masked) < .9
+    noisy = [m for m in masked if not all(m.keep)]
+    assert .05 < np.mean([not k for m in noisy for k in m.keep]) < .45
 
 
-def test_only_kept_actions_are_targets(world, lessons, tokenizer):
+def test_only_kept_actions_are_targets(world, masked, tokenizer):
     vocab = Vocabulary(tokenizer); fmt = PackedFormat(vocab)
-    for l in lessons[:20]:
-        x = encode(l, vocab, world.simulator.domain)
-        want = [vocab.text([*vocab.ids(world.simulator.domain.verbalize(t.action, t.obs))]) for t, k in zip(l.episode.turns, l.keep) if k]
+    for m in masked[:20]:
+        x = encode(m, vocab, world.simulator.domain)
+        want = [vocab.text([*vocab.ids(world.simulator.domain.verbalize(t.action, t.obs))]) for t, k in zip(m.episode.turns, m.keep) if k]
         ids = x.ids[x.target]
         got = [vocab.text(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == fmt.end) + 1)[:-1]]
         assert got == want and not (x.target & x.context).any()
 
 
-def test_training_and_acting_read_the_same_tokens(world, lessons, tokenizer):
+def test_training_and_acting_read_the_same_tokens(world, masked, tokenizer):
     domain = world.simulator.domain
     agent = LMAgent(build_model(Recipe("x", **TINY), tokenizer), tokenizer, domain)
-    for l in lessons[:20]:
-        assert agent._sequences(l.episode.turns, l.episode.task)[0][0].ids == encode(l, Vocabulary(tokenizer), domain).ids.tolist()
+    for m in masked[:20]:
+        assert agent.sequences(m.episode.turns, m.episode.task)[0][0].ids == encode(m, Vocabulary(tokenizer), domain).ids.tolist()
 
 
-def test_an_elided_page_leaves_its_tags(world, lessons, tokenizer):
+def test_an_elided_page_leaves_its_tags(world, masked, tokenizer):
     vocab = Vocabulary(tokenizer)
-    short, whole = (encode(lessons[0], vocab, world.simulator.domain, e) for e in (True, False))
+    short, whole = (encode(masked[0], vocab, world.simulator.domain, e) for e in (True, False))
     assert len(short.ids) < len(whole.ids) and (short.ids[short.target] == whole.ids[whole.target]).all()
 
 
-def test_budget_and_order(lessons, world, tokenizer):
-    examples = [encode(l, Vocabulary(tokenizer), world.simulator.domain) for l in lessons]
+def test_budget_and_order(masked, world, tokenizer):
+    examples = [encode(m, Vocabulary(tokenizer), world.simulator.domain) for m in masked]
     a = [[len(x.ids) for x in g] for g in batches(examples, 30_000, 2_000, 0)]
     assert a == [[len(x.ids) for x in g] for g in batches(examples, 30_000, 2_000, 0)] != [[len(x.ids) for x in g] for g in batches(examples, 30_000, 2_000, 1)]
     assert 30_000 <= sum(map(sum, a)) < 36_000
 
 
-def test_training_lowers_the_loss_and_repeats_itself(lessons, world, tokenizer):
-    examples = [encode(l, Vocabulary(tokenizer), world.simulator.domain, True) for l in lessons]
+def test_training_lowers_the_loss_and_repeats_itself(masked, world, tokenizer):
+    examples = [encode(m, Vocabulary(tokenizer), world.simulator.domain, True) for m in masked]
     runs = []
     for _ in range(2):
         model = build_model(Recipe("x", **TINY), tokenizer)
@@ -101,13 +101,30 @@ def test_training_lowers_the_loss_and_repeats_itself(lessons, world, tokenizer):
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
 
 
+def test_the_loop_is_the_plain_one(masked, world, tokenizer):
+    "Bit for bit what a loop written out does: committed agents must come out again."
+    examples, tokens = [encode(m, Vocabulary(tokenizer), world.simulator.domain, True) for m in masked], 5_000
+    model, plain = (build_model(Recipe("x", **TINY), tokenizer) for _ in range(2))
+    curve = train(model, examples, tokens, 0, rate=2e-3, per_batch=1024)
+    opt, coin, seen, want = torch.optim.AdamW(plain.parameters(), betas=(.9, .95), weight_decay=.05), torch.Generator().manual_seed(key_int(0, "context")), 0, []
+    for group in batches(examples, tokens, 1024, 0):
+        opt.param_groups[0]["lr"] = 2e-3 * min(seen / tokens / .05 + .02, 1) * (1 - seen / tokens)
+        loss = imitation_loss(plain, group, coin)
+        loss["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.)
+        opt.step(); opt.zero_grad()
+        seen += sum(len(x.ids) for x in group); want.append((seen, float(loss["action"])))
+    assert 5 <= len(want) == len(curve) and curve == want
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters()))
+
+
 def test_a_correction_is_on_policy_and_labelled(world, tokenizer):
     agent = LMAgent(build_model(Recipe("x", **TINY), tokenizer), tokenizer, world.simulator.domain)
-    lessons = correct(world.simulator, world.tasks[:30], world.teacher, agent, 0)
-    assert .1 < np.mean([not k for l in lessons for k in l.keep]) < .95, "an untrained agent errs"
-    assert np.mean([l.keep[-1] for l in lessons]) > .6, "the teacher finishes"
+    masked = correct(world.simulator, world.tasks[:30], world.teacher, agent, 0)
+    assert .1 < np.mean([not k for m in masked for k in m.keep]) < .95, "an untrained agent errs"
+    assert np.mean([m.keep[-1] for m in masked]) > .6, "the teacher finishes"
     repeat = correct(world.simulator, world.tasks[:30], world.teacher, agent, 0)
-    assert lessons == repeat
+    assert masked == repeat
 
 
 def test_a_series_is_made_resumed_and_refused(tmp_path, world):

@@ -27,7 +27,7 @@ class PlainSession:
     def act(self, rows, states, rngs):
         out = []
         for r, s, rng in zip(rows, states, rngs):
-            text, cursor = self.inner._prompt(r, s), Cursor(self.agent.root(s))
+            text, cursor = self.inner.prompt(r, s), Cursor(self.agent.trie(s))
             while len(ok := self.agent.grammar.allowed(cursor)):
                 logits = self.agent.model(input_ids=torch.tensor([text])).logits[0, -1].double().numpy()[ok]
                 p = np.exp(logits - logits.max()).cumsum()
@@ -69,7 +69,7 @@ def main(path=None, rows=256):
     few = todo[:max(rows // 10, 1)]
     fast, wall, cpu = timed(lambda: roll_chunk(simulator, agent, todo, 0, 12))
     slow, plain_wall, plain_cpu = timed(lambda: roll_chunk(simulator, Plain(agent), few, 0, 12))
-    tokens = lambda episodes: sum(len(s.ids) for e in episodes for s in agent._sequences(e.turns, e.task)[0])
+    tokens = lambda episodes: sum(len(s.ids) for e in episodes for s in agent.sequences(e.turns, e.task)[0])
     same = np.mean([[t.action for t in a.turns] == [t.action for t in b.turns] for a, b in zip(fast, slow)])
     inner = sum(p.numel() for p in agent.model.parameters()) - agent.embed.weight.numel()
     print(f"{agent.name}: {inner:,} parameters beside the embedding; {rows} episodes batched, the first {len(few)} of them in the plain loop")

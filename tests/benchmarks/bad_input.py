@@ -34,7 +34,7 @@ from adwm.collection import CellSpec, Collect, check_assets, check_logged, check
 from adwm.core import UserError, atomic_write, cached, root, stage_key
 from adwm.envs import Corridor
 from adwm.episodes import TERMINAL, read_episodes, read_tasks, to_line, write_episodes
-from adwm.preference import Judge, judge_files, load_agent
+from adwm.preference import RewardModel, load_agent, reward_model_files
 from adwm.recipes import is_made
 from adwm.rollouts import make_rows, rollout
 from adwm.policies import ScriptedPolicy
@@ -287,13 +287,13 @@ def checkpoints(base):
     kind, domain = KINDS[2], Corridor().domain
     tokenizer = train_tokenizer(["go east", "go west", "press the lamp", "room 0 room 1"] * 3, 270)
     model = build_model(Recipe("x", width=16, inner=16, heads=2, kv_heads=1, layers=2), tokenizer)
-    files = judge_files(Judge(model.base_model, 16, tokenizer.convert_tokens_to_ids("</act>")), 3)
+    files = reward_model_files(RewardModel(model.base_model, 16, tokenizer.convert_tokens_to_ids("</act>")), 3)
     home = save_checkpoint(model, tokenizer, base / "agent", {**files, "recipe.json": json.dumps(dict(recipe=asdict(Recipe("x"))))})
     trap = Path(tempfile.gettempdir()) / "adwm-opened-a-pickle"
 
     def state(agent):
         inner = getattr(agent, "agent", agent)
-        total = sum(float(p.double().abs().sum()) for p in [*inner.model.parameters(), *(agent.judge.parameters() if hasattr(agent, "judge") else ())])
+        total = sum(float(p.double().abs().sum()) for p in [*inner.model.parameters(), *(agent.reward_model.parameters() if hasattr(agent, "reward_model") else ())])
         logits = inner.model(torch.arange(20)[None]).logits.double()
         return type(agent).__name__, getattr(agent, "samples", 0), total, float(logits.abs().sum()), [inner.vocab.text([i]) for i in range(5, 40)]
     def of(spoil):
