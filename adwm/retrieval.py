@@ -9,6 +9,7 @@ __all__ = ['GRID', 'TfIdf', 'last_of_type', 'relations', 'follow', 'Moves', 'mov
 
 # %% ../nbs/24_retrieval.ipynb #7c1942dc
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -410,11 +411,12 @@ class Bm25:
 
     def __init__(
         self,
-        texts: list[str],
-        k1: float = 0.9,
-        b: float = 0.4,
+        texts: list,                        # of the documents: strings, or what `tokens` takes
+        k1: float = 0.9,                    # how soon more of a word counts no more
+        b: float = 0.4,                     # how much long texts lose
+        tokens: Callable[..., list[str]] = words,   # words of a text
     ):
-        counts = [Counter(words(text)) for text in texts]
+        counts = [Counter(tokens(text)) for text in texts]
         self.column = {w: i for i, w in enumerate(sorted({w for c in counts for w in c}))}
         length = np.array([sum(c.values()) for c in counts], float)
         rows, columns, n = (np.array(x) for x in zip(*[(i, self.column[w], n) for i, c in enumerate(counts) for w, n in c.items()]))
