@@ -6,19 +6,21 @@
 __all__ = ['TRUTH_FIELDS', 'Names', 'Shares', 'Component', 'Slot', 'pool_plan', 'with_log_probs', 'collect_pool', 'digest',
            'succeeded', 'truth_row', 'collect_truth', 'write_truth', 'read_truth', 'replay', 'reroll', 'sha256_of',
            'files_in', 'write_manifest', 'inside', 'Listed', 'Manifest', 'read_manifest', 'check_manifest',
-           'listed_hashes', 'Collect', 'CellSpec', 'world_options', 'check_assets', 'decisive', 'check_logged',
+           'listed_hashes', 'Collect', 'CellSpec', 'check_world', 'decisive', 'check_assets', 'check_logged',
            'cell_tasks', 'load_agents', 'make_assets']
 
 # %% ../nbs/57_collection.ipynb #9c16c989
-import csv, functools, gzip, hashlib, importlib, inspect, io, json, re, zlib
+import csv, functools, gzip, hashlib, io, json, re, zlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 
-from .core import Amount, Check, Count, Name, Positive, Said, Share, UserError, atomic_write, configuration, distinct, from_dict, guard, near, progress, worker_pool
+from .core import (Amount, Check, Count, Name, Positive, Said, Share, UserError, atomic_write, configuration, distinct, from_dict,
+                       near, progress, worker_pool)
+from .envs import Domain, Simulator, find_environment
 from .episodes import LARGEST, Episode, Task, read_episodes, to_line, write_episodes
 from .inputs import parse_json
 from .policies import ReferencePolicy, policy_log_probs
@@ -104,8 +106,9 @@ def truth_row(
     split: str,   # "pool" or "fresh"
 ) -> dict:
     "One episode as a row of the truth table."
-    return dict(policy=episode.policy, epsilon=episode.epsilon, split=split, task_id=episode.task.id, replicate=episode.index, seed=episode.seed,
-                reward=round(episode.ret, 6), success=succeeded(round(episode.ret, 6)), turns=len(episode.turns), digest=digest(episode))
+    reward = round(episode.ret, 6)
+    return dict(policy=episode.policy, epsilon=episode.epsilon, split=split, task_id=episode.task.id, replicate=episode.index,
+                seed=episode.seed, reward=reward, success=succeeded(reward), turns=len(episode.turns), digest=digest(episode))
 
 def collect_truth(
     simulator,
@@ -137,6 +140,40 @@ def write_truth(
     table = csv.DictWriter(text, TRUTH_FIELDS, lineterminator="\n"); table.writeheader(); table.writerows(rows)
     return atomic_write(path, gzip.compress(text.getvalue().encode(), 9, mtime=0))
 
+# %% ../nbs/57_collection.ipynb #ff2be39e
+def _number(kind):
+    def read(text):
+        if "_" in text: raise ValueError("Python reads 1_0 as 10")
+        return kind(text)
+    return read
+
+_whole, _real = _number(int), _number(float)
+_name = ("a name that is not blank", str.strip)
+_fields = {   # field -> (how it is read, what it must be, whether it is)
+    "policy": (str, *_name),
+    "epsilon": (_real, "a share in [0, 1]", lambda v: 0 <= v <= 1),
+    "split": (str, "pool or fresh", lambda v: v in ("pool", "fresh")),
+    "task_id": (str, *_name),
+    "replicate": (_whole, "at least 0", lambda v: v >= 0),
+    "seed": (_whole, "at least 0", lambda v: v >= 0),
+    "reward": (_real, f"a number of at most {LARGEST:g} in size", lambda v: abs(v) <= LARGEST),
+    "success": (_whole, "0 or 1", lambda v: v in (0, 1)),
+    "turns": (_whole, "at least 1", lambda v: v >= 1),
+    "digest": (str, "12 hexadecimal digits", lambda v: re.fullmatch("[0-9a-f]{12}", v)),
+}
+
+def _truth_of_line(line, where):
+    if len(line) != len(TRUTH_FIELDS): raise UserError(f"{where}: {len(line)} fields stand where {len(TRUTH_FIELDS)} must")
+    row = dict(zip(TRUTH_FIELDS, line))
+    for name, (read, _, _) in _fields.items():
+        try: row[name] = read(row[name])
+        except ValueError as err: raise UserError(f"{where}: the field '{name}' is not a number: {row[name][:40]!r}") from err
+    for name, (_, what, holds) in _fields.items():
+        if not holds(row[name]): raise UserError(f"{where}: the field '{name}' must be {what}, not {row[name]!r:.60}")
+    if row["success"] != succeeded(row["reward"]):
+        raise UserError(f"{where}: the field 'success' is {row['success']}, and the reward {row['reward']:g}; success is a reward of 1")
+    return row
+
 # %% ../nbs/57_collection.ipynb #b4fff125
 def read_truth(
     path: str | Path,
@@ -145,39 +182,18 @@ def read_truth(
     path = Path(path)
     if not path.is_file(): raise UserError(f"there is no truth table at {path}")
     try: table = list(csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode(), newline=""), strict=True))
-    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as err: raise UserError(f"{path} cannot be read: {err}; take it from the repository again") from err
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as err:
+        raise UserError(f"{path} cannot be read: {err}; take it from the repository again") from err
     if not table or tuple(table[0]) != TRUTH_FIELDS: raise UserError(f"{path}, line 1: the columns must be {', '.join(TRUTH_FIELDS)}")
     if not table[1:]: raise UserError(f"{path} holds no rows; take it from the repository again")
     rows, seen = [_truth_of_line(line, f"{path}, line {n}") for n, line in enumerate(table[1:], 2)], {}
     for n, row in enumerate(rows, 2):
+        where = f"{path}, line {n}"
         first = seen.setdefault(tuple(row[k] for k in TRUTH_FIELDS[:6]), n)
-        if first != n: raise UserError(f"{path}, line {n}: the episode of line {first} stands here again")
-        if row["seed"] != rows[0]["seed"]: raise UserError(f"{path}, line {n}: the field 'seed' is {row['seed']}, and {rows[0]['seed']} on line 2; one seed measures a truth")
+        if first != n: raise UserError(f"{where}: the episode of line {first} stands here again")
+        if row["seed"] != rows[0]["seed"]:
+            raise UserError(f"{where}: the field 'seed' is {row['seed']}, and {rows[0]['seed']} on line 2; one seed measures a truth")
     return rows
-
-def _number(kind):
-    def read(text):
-        if "_" in text: raise ValueError("Python reads 1_0 as 10")
-        return kind(text)
-    return read
-
-_whole, _real = _number(int), _number(float)
-_kinds = dict(epsilon=_real, replicate=_whole, seed=_whole, reward=_real, success=_whole, turns=_whole)
-_allowed = dict(policy=("a name that is not blank", str.strip), epsilon=("a share in [0, 1]", lambda v: 0 <= v <= 1), split=("pool or fresh", lambda v: v in ("pool", "fresh")),
-                task_id=("a name that is not blank", str.strip), replicate=("at least 0", lambda v: v >= 0), seed=("at least 0", lambda v: v >= 0),
-                reward=(f"a number of at most {LARGEST:g} in size", lambda v: abs(v) <= LARGEST), success=("0 or 1", lambda v: v in (0, 1)), turns=("at least 1", lambda v: v >= 1),
-                digest=("12 hexadecimal digits", lambda v: re.fullmatch("[0-9a-f]{12}", v)))
-
-def _truth_of_line(line, where):
-    if len(line) != len(TRUTH_FIELDS): raise UserError(f"{where}: {len(line)} fields stand where {len(TRUTH_FIELDS)} must")
-    row = dict(zip(TRUTH_FIELDS, line))
-    for name, kind in _kinds.items():
-        try: row[name] = kind(row[name])
-        except ValueError as err: raise UserError(f"{where}: the field '{name}' is not a number: {row[name][:40]!r}") from err
-    for name, (what, holds) in _allowed.items():
-        if not holds(row[name]): raise UserError(f"{where}: the field '{name}' must be {what}, not {row[name]!r:.60}")
-    if row["success"] != succeeded(row["reward"]): raise UserError(f"{where}: the field 'success' is {row['success']}, and the reward {row['reward']:g}; success is a reward of 1")
-    return row
 
 # %% ../nbs/57_collection.ipynb #b73ff80d
 def replay(
@@ -192,10 +208,12 @@ def replay(
             if (state.obs, tuple(state.choices)) != (turn.obs, turn.choices):
                 wrong.append(f"episode {i} ({e.policy} on {e.task.id}), turn {t}: another page"); break
             o = simulator.step([state], [turn.action], [keys(t)[i]])[0]
-            if abs(o.reward - turn.reward) > 1e-9: wrong.append(f"episode {i}, turn {t}: reward {o.reward}, logged {turn.reward}"); break
+            if abs(o.reward - turn.reward) > 1e-9:
+                wrong.append(f"episode {i}, turn {t}: reward {o.reward}, logged {turn.reward}"); break
             state = o.state
         else:
-            if (o.terminated, state.obs if not o.terminated else e.last_obs) != (e.terminated, e.last_obs): wrong.append(f"episode {i}: another end")
+            if (o.terminated, state.obs if not o.terminated else e.last_obs) != (e.terminated, e.last_obs):
+                wrong.append(f"episode {i}: another end")
     return wrong
 
 def reroll(
@@ -233,7 +251,8 @@ def write_manifest(
 # %% ../nbs/57_collection.ipynb #f057d83e
 def inside(name: str) -> str:
     "A file's name in a manifest: below its folder, in the one way to write it."
-    if not name or "\\" in name or {"", ".", ".."} & set(name.split("/")): raise ValueError(f"must name files below its folder, not {name!r}")
+    if not name or "\\" in name or {"", ".", ".."} & set(name.split("/")):
+        raise ValueError(f"must name files below its folder, not {name!r}")
     return name
 
 @configuration
@@ -255,10 +274,12 @@ def read_manifest(
     "A folder's manifest, its form checked; raises UserError."
     path = Path(folder) / "manifest.json"
     try: manifest = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err: raise UserError(f"{path} is missing or damaged ({str(err)[:120]}); take the folder from the repository again") from err
+    except (OSError, ValueError) as err:
+        raise UserError(f"{path} is missing or damaged ({str(err)[:120]}); take the folder from the repository again") from err
     from_dict(Manifest, manifest, str(path))
     return manifest
 
+# %% ../nbs/57_collection.ipynb #c3267298
 def check_manifest(
     folder: str | Path,
 ) -> dict:   # the manifest
@@ -267,18 +288,22 @@ def check_manifest(
     manifest, there = read_manifest(folder), files_in(folder)
     for name, entry in manifest["files"].items():
         if name not in there: raise UserError(f"{folder / name} is missing; remake it with: {entry['command']}")
-        if (there[name].stat().st_size, sha256_of(there[name])) != (entry["bytes"], entry["sha256"]): raise UserError(f"{folder / name} differs from its manifest; remake it with: {entry['command']}")
+        if (there[name].stat().st_size, sha256_of(there[name])) != (entry["bytes"], entry["sha256"]):
+            raise UserError(f"{folder / name} differs from its manifest; remake it with: {entry['command']}")
     strange = [name for name in there if name not in manifest["files"]]
-    if strange: raise UserError(f"{folder / strange[0]} is not in the folder's manifest; remove it, or take the folder from the repository again")
+    if strange:
+        raise UserError(f"{folder / strange[0]} is not in the folder's manifest; remove it, or take the folder from the repository again")
     return manifest
 
+# %% ../nbs/57_collection.ipynb #856a94bd
 def listed_hashes(
     manifest: dict,
     *starts: str,     # how the names begin, e.g. "agents/a-sft/"
 ) -> dict[str, str]:  # file name -> hash
     "The hashes of some files; raises UserError where the manifest lists none, because nothing would vouch for them."
     for s in starts:
-        if not any(name.startswith(s) for name in manifest["files"]): raise UserError(f"the manifest lists no file {s}*; remake the folder, or take it from the repository again")
+        if not any(name.startswith(s) for name in manifest["files"]):
+            raise UserError(f"the manifest lists no file {s}*; remake the folder, or take it from the repository again")
     return {name: entry["sha256"] for name, entry in manifest["files"].items() if name.startswith(starts)}
 
 # %% ../nbs/57_collection.ipynb #9c1b7028
@@ -294,7 +319,7 @@ class Collect:
     slots: tuple[Slot, ...] = ()     # who logs how much, where the plan above does not fit
     reads: Names = ()                # policies whose logs this cell's methods may read, where cells share a pool; empty: all
     world_seed: Count = 0            # of the world that is evaluated; training worlds have other seeds
-    world: dict = field(default_factory=dict)    # what the environment's cell_tasks and training_worlds take
+    world: dict = field(default_factory=dict)    # the environment's options
     vocabulary: Positive = 1200      # tokens of the agents' shared vocabulary
     pool_tasks: Positive = 150
     fresh_tasks: Positive = 150      # tasks of the same distribution that the pool never saw
@@ -306,12 +331,12 @@ class Collect:
     fresh_replicates: Positive = 2
     temperature: Amount = 1.0        # of acting, in pool, truth and imagination alike; 0 is greedy
 
+# %% ../nbs/57_collection.ipynb #a63c7ddb
 @configuration
 class CellSpec:
     "A cell as collection knows it."
     name: Name
-    env: Said          # written into every record
-    module: Said       # module with `domain`, `cell_tasks` and `training_worlds`
+    env: Said          # of an environment (adwm.envs.find_environment), written into every record
     horizon: Positive  # step cap
     collect: Collect
 
@@ -319,55 +344,29 @@ class CellSpec:
         c, loggers = self.collect, (*self.collect.behaviors, ReferencePolicy.name)
         chains(list(c.recipes))
         for s in c.slots:
-            if s.tasks > c.pool_tasks: raise UserError(f"cell {self.name}: a slot of the pool asks for {s.tasks} tasks, and collect.pool_tasks is {c.pool_tasks}")
+            if s.tasks > c.pool_tasks:
+                raise UserError(f"cell {self.name}: a slot of the pool asks for {s.tasks} tasks, and collect.pool_tasks is {c.pool_tasks}")
         made, both = {r.name for r in c.recipes}, set(c.behaviors) & set(c.targets)
         if both: raise UserError(f"cell {self.name}: {', '.join(sorted(both))} cannot log the pool and be evaluated on it")
-        for what, names, valid in (("a slot of the pool", [s.policy for s in c.slots], loggers), ("collect.reads", c.reads, loggers), ("collect", (*c.behaviors, *c.targets), sorted(made))):
-            for n in names:
-                if n not in valid: raise UserError(f"cell {self.name}: {what} names '{n}'{near(n, valid)}; the valid ones are {', '.join(valid) or 'none: there is no recipe'}")
-        from_dict(world_options(self.module), c.world, "collect.world")
+        self._known("a slot of the pool", [s.policy for s in c.slots], loggers)
+        self._known("collect.reads", c.reads, loggers)
+        self._known("collect", (*c.behaviors, *c.targets), sorted(made))
+
+    def _known(self, what, names, valid):
+        for n in names:
+            if n not in valid:
+                known = ", ".join(valid) or "none: there is no recipe"
+                raise UserError(f"cell {self.name}: {what} names '{n}'{near(n, valid)}; the valid ones are {known}")
 
 # %% ../nbs/57_collection.ipynb #28e3398e
-@functools.cache
-def world_options(
-    module: str,   # of the environment
-) -> type:         # a configuration
-    "What may stand in `collect.world`: the optional arguments of the environment's cell_tasks and training_worlds."
-    found, least = importlib.import_module(module), {int: Count, float: Amount}
-    options = {p.name: p for f in (found.training_worlds, found.cell_tasks) for p in inspect.signature(f, eval_str=True).parameters.values() if p.default is not p.empty}
-    return guard(make_dataclass("world", [(n, least.get(p.annotation, p.annotation), field(default=p.default)) for n, p in options.items()], frozen=True))
+def check_world(
+    spec: CellSpec,
+) -> CellSpec:       # the same
+    "Refuse an environment that does not exist and options that it does not have; raises UserError with the valid ones."
+    find_environment(spec.env).options(spec.collect.world)
+    return spec
 
-# %% ../nbs/57_collection.ipynb #90f1e8b9
-def check_assets(
-    folder: str | Path,   # the cell's assets
-    spec: CellSpec,       # the cell that would use them
-) -> CellSpec:            # the cell that they were made for
-    "Compare what decides pool and truth with the manifest's notes; raises UserError with both values."
-    path = Path(folder) / "manifest.json"
-    made = _noted(read_manifest(folder)["notes"].get("cell"), spec, f"{path}: notes.cell")
-    ours, theirs = (decisive(s, spec) for s in (spec, made))
-    for what, value in ours.items():
-        if value == theirs.get(what): continue
-        what, value, other = _difference(what, value, theirs.get(what))
-        raise UserError(f"{path} was made with {what} = {other}, and the configuration says {value}; change it back, or remake the files with -p source remake")
-    strange = sorted(set(spec.collect.targets) - set(made.collect.targets))
-    if strange: raise UserError(f"{Path(folder)} holds no truth of {', '.join(strange)}; it has that of {', '.join(made.collect.targets) or 'nobody'}")
-    return made
-
-def _noted(cell, spec, where):
-    "The cell of a manifest's notes. Its module is compared first, because a specification imports it."
-    module = cell.get("module") if isinstance(cell, dict) else None
-    if module is not None and module != spec.module: raise UserError(f"{where}.module is {module!r:.60}, and the configuration's is '{spec.module}'; take the folder from the repository again")
-    try: return from_dict(CellSpec, cell, where)
-    except UserError as err: raise UserError(str(err) if str(err).startswith(where) else f"{where}: {err}") from None
-
-def _difference(what, ours, theirs):
-    "The first place where two values differ, and what each says there, in a few characters."
-    if isinstance(ours, dict) and isinstance(theirs, dict): parts = [(f"{what}.{k}", ours.get(k), theirs.get(k)) for k in {**ours, **theirs}]
-    elif isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs): parts = [(f"{what}[{i}]", *both) for i, both in enumerate(zip(ours, theirs))]
-    else: return what, f"{json.dumps(ours):.120}", f"{json.dumps(theirs):.120}"
-    return next(_difference(*p) for p in parts if p[1] != p[2])
-
+# %% ../nbs/57_collection.ipynb #ea1cb554
 def decisive(
     spec: CellSpec,
     user: CellSpec,   # of the recipes only those of its agents count
@@ -379,6 +378,40 @@ def decisive(
     del c["targets"], c["reads"]   # a user may judge fewer and read less
     return dict(env=spec.env, horizon=spec.horizon) | {f"collect.{k}": v for k, v in c.items()} | recipes
 
+# %% ../nbs/57_collection.ipynb #c930ff84
+def check_assets(
+    folder: str | Path,   # the cell's assets
+    spec: CellSpec,       # the cell that would use them
+) -> CellSpec:            # the cell that they were made for
+    "Compare what decides pool and truth with the manifest's notes; raises UserError with both values."
+    path = Path(folder) / "manifest.json"
+    made = _noted(read_manifest(folder)["notes"].get("cell"), f"{path}: notes.cell")
+    ours, theirs = (decisive(s, spec) for s in (spec, made))
+    for what, value in ours.items():
+        if value == theirs.get(what): continue
+        what, value, other = _difference(what, value, theirs.get(what))
+        raise UserError(f"{path} was made with {what} = {other}, and the configuration says {value}; "
+                        "change it back, or remake the files with -p source remake")
+    strange = sorted(set(spec.collect.targets) - set(made.collect.targets))
+    if strange:
+        raise UserError(f"{Path(folder)} holds no truth of {', '.join(strange)}; it has that of {', '.join(made.collect.targets) or 'nobody'}")
+    return made
+
+
+def _noted(cell, where):
+    "The cell of a manifest's notes; the environment that it names is compared, never loaded."
+    try: return from_dict(CellSpec, cell, where)
+    except UserError as err: raise UserError(str(err) if str(err).startswith(where) else f"{where}: {err}") from None
+
+def _difference(what, ours, theirs):
+    "The first place where two values differ, and what each says there, in a few characters."
+    if isinstance(ours, dict) and isinstance(theirs, dict): parts = [(f"{what}.{k}", ours.get(k), theirs.get(k)) for k in {**ours, **theirs}]
+    elif isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
+        parts = [(f"{what}[{i}]", *both) for i, both in enumerate(zip(ours, theirs))]
+    else: return what, f"{json.dumps(ours):.120}", f"{json.dumps(theirs):.120}"
+    return next(_difference(*p) for p in parts if p[1] != p[2])
+
+# %% ../nbs/57_collection.ipynb #3b0287df
 def check_logged(
     episodes: list[Episode],   # the whole pool
     spec: CellSpec,            # the cell that it was made for
@@ -390,21 +423,25 @@ def check_logged(
     have = Counter((e.policy, e.epsilon) for e in episodes)
     for policy, epsilon in sorted(want | have):
         if want[policy, epsilon] != have[policy, epsilon]:
-            raise UserError(f"{where} holds {have[policy, epsilon]} episodes of {policy} at epsilon {epsilon:g}, and its plan has {want[policy, epsilon]}; take it from the repository again")
+            raise UserError(f"{where} holds {have[policy, epsilon]} episodes of {policy} at epsilon {epsilon:g}, "
+                            f"and its plan has {want[policy, epsilon]}; take it from the repository again")
 
 # %% ../nbs/57_collection.ipynb #95adc31a
 @functools.lru_cache(maxsize=2)
-def _tasks(module, seed, pool, fresh, world):
-    return importlib.import_module(module).cell_tasks(seed, pool, fresh, **json.loads(world))
+def _tasks(env, seed, pool, fresh, world):
+    found = find_environment(env)
+    return found.cell_tasks(seed, pool, fresh, found.options(json.loads(world)))
 
 def cell_tasks(
     spec: CellSpec,
 ) -> tuple:             # the real environment, {"pool": tasks, "fresh": tasks}
     "A cell's environment and its two sets of tasks; one engine a process, so what it remembers serves every agent."
     c = spec.collect
-    return _tasks(spec.module, c.world_seed, c.pool_tasks, c.fresh_tasks, json.dumps(c.world, sort_keys=True))
+    return _tasks(spec.env, c.world_seed, c.pool_tasks, c.fresh_tasks, json.dumps(c.world, sort_keys=True))
 
-def _training(module, seed, world): return importlib.import_module(module).training_worlds(seed, **world)
+def _training(env, seed, world):
+    found = find_environment(env)
+    return found.training_worlds(seed, found.options(world))
 
 def load_agents(
     folder: str | Path,      # the cell's assets
@@ -423,13 +460,15 @@ def _truth_of(spec, names, folder, work):
     plan = dict(pool=(c.epsilons, c.replicates), fresh=(c.fresh_epsilons, c.fresh_replicates))
     if names: plan = {k: ([e for e in es if e < 1], r) for k, (es, r) in plan.items()}
     else: plan = dict(pool=([e for e in c.epsilons if e == 1], c.replicates))
-    return collect_truth(simulator, load_agents(folder, names, simulator.domain, c.temperature), tasks, plan, c.truth_seed, spec.horizon, work, spec.env)
+    agents = load_agents(folder, names, simulator.domain, c.temperature)
+    return collect_truth(simulator, agents, tasks, plan, c.truth_seed, spec.horizon, work, spec.env)
 
 def _pool_of(spec, folder, work):
     import torch
     torch.set_num_threads(1)
     c, (simulator, tasks) = spec.collect, cell_tasks(spec)
-    pool = collect_pool(simulator, load_agents(folder, c.behaviors, simulator.domain, c.temperature), tasks["pool"], c.pool_seed, spec.horizon, work, spec.env, c.slots)
+    agents = load_agents(folder, c.behaviors, simulator.domain, c.temperature)
+    pool = collect_pool(simulator, agents, tasks["pool"], c.pool_seed, spec.horizon, work, spec.env, c.slots)
     write_episodes(folder / "pool.jsonl.gz", pool)
     atomic_write(folder / "fresh.jsonl", "".join(json.dumps(asdict(t)) + "\n" for t in tasks["fresh"]))
 
@@ -444,7 +483,9 @@ def make_assets(
     "Train the agents, log the pool, measure the truth, write the manifest; resumes."
     folder, work, c = Path(folder), Path(work), spec.collect
     if not c.targets: raise UserError(f"cell {spec.name} names no target agent, so there is no truth to measure")
-    make_agents(list(c.recipes), functools.partial(_training, spec.module, c.world_seed, c.world), folder / "agents", c.vocabulary, processes)
+    if missing := find_environment(spec.env).unavailable(): raise UserError(missing)
+    worlds = functools.partial(_training, spec.env, c.world_seed, c.world)
+    make_agents(list(c.recipes), worlds, folder / "agents", c.vocabulary, processes)
     with worker_pool(processes) as ex:
         logged = ex.submit(_pool_of, spec, folder, work)
         parts = list(ex.map(functools.partial(_truth_of, spec, folder=folder, work=work), [(n,) for n in c.targets] + [()]))

@@ -6,7 +6,8 @@
 __all__ = ['Count', 'Positive', 'Amount', 'Rate', 'Share', 'Fraction', 'Name', 'OptionalName', 'Said', 'UserError', 'patch',
            'root', 'shared_data', 'key_int', 'key_rng', 'atomic_write', 'Check', 'distinct', 'plain_name',
            'name_or_nothing', 'said', 'configuration', 'guard', 'near', 'adapter', 'validated', 'from_dict',
-           'sound_weights', 'stage_key', 'source_hash', 'alone', 'cached', 'is_cached', 'progress', 'worker_pool']
+           'sound_weights', 'stage_key', 'definitions', 'code_closure', 'code_key', 'alone', 'cached', 'is_cached',
+           'progress', 'kernel_stderr', 'tell', 'worker_pool']
 
 # %% ../nbs/00_core.ipynb #21c06eea
 import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, warnings
@@ -241,13 +242,108 @@ def stage_key(
     "A short hash of a JSON-able key."
     return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
+# %% ../nbs/00_core.ipynb #c9687e2b
+def _plain(node: ast.AST) -> ast.AST:
+    "A definition without what decides no result: docstrings, annotations of functions, sentences of errors."
+    for n in ast.walk(node):
+        if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            n.returns = None
+            for a in (*n.args.posonlyargs, *n.args.args, *n.args.kwonlyargs, n.args.vararg, n.args.kwarg):
+                if a is not None: a.annotation = None
+        if isinstance(n, ast.Raise): n.exc, n.cause = None, None
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n, clean=False) is not None: n.body = n.body[1:] or [ast.Pass()]
+    return node
+
+def _owner(node: ast.stmt) -> list[str]:
+    "The names that a statement of a module defines; a patched method and an assigned attribute belong to their class."
+    if isinstance(node, ast.FunctionDef) and any(isinstance(d, ast.Name) and d.id == "patch" for d in node.decorator_list):
+        return [getattr(node.args.args[0].annotation, "id", node.name)]
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return [node.name]
+    stored = [n for n in ast.walk(node) if isinstance(n, (ast.Name, ast.Attribute)) and isinstance(n.ctx, ast.Store)]
+    return [n.id if isinstance(n, ast.Name) else getattr(n.value, "id", "") for n in stored]
+
 @lru_cache(maxsize=None)
-def source_hash(
-    *modules: str,  # module names of this package, e.g. "world_model"
-) -> str:           # 12 hexadecimal digits
-    "A hash of the code of the modules that a stage uses: change it, and the stage runs again; comments do not count."
-    here = Path(sys.modules[UserError.__module__].__file__ if UserError.__module__ != "__main__" else root() / "adwm" / "core.py").parent
-    return hashlib.sha256("".join(ast.dump(ast.parse((here / f"{m}.py").read_text(encoding="utf-8"))) for m in sorted(modules)).encode()).hexdigest()[:12]
+def definitions(
+    module: str,   # dotted name of a module whose source is a file
+) -> tuple[dict, dict]:   # name -> its definitions (plain syntax trees), name -> (module, name there) for what is imported
+    "What a module defines and what it imports, at its top level."
+    import importlib.util
+    found, imported = {}, {}
+    for node in ast.parse(Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)): imported |= _imports(node, module)
+        else:
+            for name in _owner(node): found.setdefault(name, []).append(_plain(node))
+    for name, nodes in list(found.items()):   # methods, by themselves: "Class.method"
+        for m in [m for n in nodes for m in (n.body if isinstance(n, ast.ClassDef) else [n])]:
+            if isinstance(m, ast.FunctionDef) and m.name != name: found[f"{name}.{m.name}"] = [m]
+    return found, imported
+
+def _imports(node: ast.stmt, module: str) -> dict:
+    "Name -> (module, name there; \"\" for the whole module) of one import."
+    if isinstance(node, ast.Import): return {a.asname or a.name.split(".")[0]: (a.name, "") for a in node.names}
+    package = module.rsplit(".", node.level)[0] if node.level else ""
+    base = ".".join(p for p in (package, node.module or "") if p)
+    return {a.asname or a.name: (base, a.name) for a in node.names}
+
+# %% ../nbs/00_core.ipynb #9e14cc18
+def _uses(node: ast.AST, module: str, imported: dict) -> set[tuple[str, str]]:
+    "(module, name) of everything that a definition may refer to; `import` inside a function counts."
+    inner = {k: v for n in ast.walk(node) if isinstance(n, (ast.Import, ast.ImportFrom)) for k, v in _imports(n, module).items()}
+    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return {(imported | inner).get(name, (module, name)) for name in names} | set(inner.values())
+
+def _method(module: str, cls: str, name: str) -> tuple[str, str] | None:
+    "Where a method of a class is defined: there, or in a base class."
+    try: found, imported = definitions(module)
+    except (AttributeError, ImportError, OSError, ValueError, TypeError): return None
+    if f"{cls}.{name}" in found: return module, f"{cls}.{name}"
+    bases = [b.id for n in found.get(cls, []) if isinstance(n, ast.ClassDef) for b in n.bases if isinstance(b, ast.Name)]
+    return next((m for b in bases if (m := _method(*imported.get(b, (module, b)), name))), None)
+
+def _own(node: ast.AST, module: str, name: str) -> set[tuple[str, str]]:
+    "The methods of its own class that a method refers to."
+    attributes = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "self"}
+    return {m for a in attributes if (m := _method(module, name.split(".")[0], a))}
+
+# %% ../nbs/00_core.ipynb #7a30a178
+def code_closure(
+    *roots,   # functions, methods, classes or instances
+) -> dict[tuple[str, str], str]:   # (module, name) -> its definition as text
+    "Every definition that the roots can reach by name, within this package and the packages of the roots."
+    roots = [r if hasattr(r, "__qualname__") else type(r) for r in roots]
+    out, todo = {}, [(r.__module__, r.__qualname__) for r in roots]
+    inside = {__name__.split(".")[0], "adwm", *(m.split(".")[0] for m, _ in todo)}
+    while todo:
+        module, name = todo.pop()
+        if (module, name) in out or module.split(".")[0] not in inside: continue
+        try: found, imported = definitions(module)
+        except (AttributeError, ImportError, OSError, ValueError, TypeError): continue   # what was typed into a notebook has no file
+        if not name or name not in found and name not in imported:   # a whole module, or nothing of ours
+            whole = f"{module}.{name}" if name else module
+            todo += [(whole, n) for n in _names_of(whole)]
+        elif name in imported and name not in found: todo.append(imported[name])
+        else:
+            out[module, name] = "".join(ast.dump(n) for n in found[name])
+            for n in found[name]: todo += sorted(_uses(n, module, imported) | (_own(n, module, name) if "." in name else set()))
+    return out
+
+# %% ../nbs/00_core.ipynb #1b36e73e
+def _names_of(module: str) -> list[str]:
+    try: return list(definitions(module)[0])
+    except (AttributeError, ImportError, OSError, ValueError): return []
+
+def code_key(
+    *roots,   # functions, classes or instances: the function that a stage runs, and what it is handed
+) -> str:     # 12 hexadecimal digits
+    "A hash of the code that can decide a result."
+    typed = [r for r in (x if hasattr(x, "__qualname__") else type(x) for x in roots) if r.__module__ == "__main__"]
+    return stage_key(dict(code={".".join(k): v for k, v in code_closure(*roots).items()}, typed=[_typed(r) for r in typed]))
+
+def _typed(x) -> str:
+    "The text of something that was typed into a notebook or a script."
+    import inspect
+    try: return inspect.getsource(x)
+    except (OSError, TypeError): return str(getattr(getattr(x, "__code__", None), "co_code", x.__qualname__))
 
 # %% ../nbs/00_core.ipynb #a93222d1
 @contextmanager
@@ -281,6 +377,7 @@ def _finished(done, name):
     if bad := _damaged(done): warnings.warn(f"stage '{name}': {done / bad} is missing or damaged; it is computed again", stacklevel=3)
     return not bad
 
+# %% ../nbs/00_core.ipynb #ffe41545
 def cached(
     folder: str | Path,  # the cache
     name: str,           # name of the stage
@@ -329,6 +426,21 @@ def progress(
     if not sys.stderr.isatty(): return iter(items)
     from tqdm import tqdm
     return tqdm(items, desc=desc, total=total, leave=False)
+
+def kernel_stderr() -> int | None:   # a file descriptor
+    "The standard error that a notebook kernel was started with; None where no kernel runs."
+    return getattr(sys.stderr, "_original_stdstream_copy", None)
+
+def tell(
+    text: str,           # one line
+    done: bool = False,  # of something that is finished: it stays on a terminal, and stands in the notebook
+) -> None:
+    "Say how far a long job is, where the person who started it looks; a plain script without a terminal stays silent."
+    kernel = kernel_stderr()
+    if kernel is not None:
+        os.write(kernel, f"{text}\n".encode())
+        if done: print(text, flush=True)
+    elif sys.stderr.isatty(): print(f"\r\033[K{text}", end="\n" if done else "", file=sys.stderr, flush=True)
 
 # %% ../nbs/00_core.ipynb #722dce97
 import signal, threading

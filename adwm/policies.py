@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .core import UserError
 from .envs import Domain, State
 from .episodes import Episode, Task
 
@@ -20,13 +21,18 @@ class Session(Protocol):
     def observe(self, rows: list[int], states: list[State], actions: list[str]) -> None: ...
 
 class Policy(Protocol):
-    "Anything that can act; `log_probs` is there where probabilities are known."
-    name: str
+    "Anything that can act. Whoever subclasses it inherits the defaults; others declare these members themselves."
+    name: str = "policy"
+    domain: Domain | None = None   # how it reads pages and actions, where it does
+    has_log_prob: bool = True      # whether `log_probs` can be asked; an agent that picks the best of some drawn actions has none
     def session(self, tasks: list[Task]) -> Session: ...
-    def log_probs(self, episodes: list[Episode]) -> list[np.ndarray]: ...
+
+    def log_probs(self, episodes: list[Episode]) -> list[np.ndarray]:  # per episode, (T,)
+        "log pi(a_t | h_t) of every logged action."
+        raise UserError(f"the policy '{self.name}' has no log-probabilities")
 
 # %% ../nbs/04_policies.ipynb #9d5642d1
-class ReferencePolicy:
+class ReferencePolicy(Policy):
     "Acts by the environment's reference distribution: every agent at epsilon = 1."
     name = "reference"
     def __init__(self, domain: Domain): self.domain = domain
@@ -64,7 +70,7 @@ def policy_log_probs(
     return [mixture_log_prob(lp, lu, epsilon) for lp, lu in zip(policy.log_probs(episodes), logu)]
 
 # %% ../nbs/04_policies.ipynb #9f323e62
-class ScriptedPolicy:
+class ScriptedPolicy(Policy):
     "A deterministic policy given by a function of the state."
     def __init__(self, name: str, choose): self.name, self.choose = name, choose
     def session(self, tasks: list[Task]): return self

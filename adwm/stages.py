@@ -12,7 +12,7 @@ __all__ = ['ENGINES', 'FIT_CODE', 'IMAGINE_CODE', 'PROBE_CODE', 'STAGES', 'Data'
            'diagnose', 'plan', 'check_fit']
 
 # %% ../nbs/62_stages.ipynb #ac5e316b
-import dataclasses, importlib, json, shutil, time
+import dataclasses, json, shutil, time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 
 from .core import UserError, atomic_write, cached, from_dict, key_rng, root, source_hash, stage_key
-from .envs import Domain
+from .envs import Domain, find_environment
 from .episodes import Episode, Task, read_episodes, read_tasks, split_by_task
 from .policies import ReferencePolicy
 from .rollouts import make_rows, rollout
-from .config import EstimatorPart, RunConfig, environment, spec_of
+from .config import EstimatorPart, RunConfig, spec_of
 
 # %% ../nbs/62_stages.ipynb #d3489613
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def domain_of(
     plain: bool = False,   # forget what is specific to the environment
 ) -> Domain:
     "The domain of an environment."
-    domain = importlib.import_module(environment(env).module).domain()
+    domain = find_environment(env).domain()
     return Plain(domain) if plain else domain
 
 def loggers(config: RunConfig) -> list[str]:
@@ -200,7 +200,7 @@ def fit_stage(
 
 def env_code(config: RunConfig) -> tuple[str, ...]:
     "The module of the environment, for source hashes."
-    return (environment(config.env).module.split(".")[-1],)
+    return (find_environment(config.env).module.removeprefix("adwm."),)
 
 def agent_code(config: RunConfig, *agents: str) -> tuple[str, ...]:
     "The module of best-of-n where one of these agents acts through it: a process reward model judges its proposals."

@@ -163,7 +163,7 @@ def test_a_problem_the_engine_does_not_understand_is_one_sentence(old, new):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("world,says", [({"game": 3}, "did you mean games"), ({"data": "x"}, "no parameter 'data'; the valid ones are games"), ({"games": 0}, "'games' has 0"), ({"games": "9"}, "'games' has '9'")])
+@pytest.mark.parametrize("world,says", [({"game": 3}, "did you mean 'games'"), ({"data": "x"}, "no parameter 'data'; the valid ones are games"), ({"games": 0}, "games must be at least 1"), ({"games": "9"}, "games must be a whole number")])
 def test_the_world_of_a_cell_takes_only_what_it_knows(world, says):
     for make in (lambda **w: alf.cell_tasks(0, 3, 2, **w), lambda **w: alf.training_worlds(0, **w)):
         with pytest.raises(UserError, match=says): make(**world)

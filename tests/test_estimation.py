@@ -11,7 +11,7 @@ import pytest
 from adwm.core import UserError, root
 from adwm.envs import Corridor, Domain, Outcome, State, advance
 from adwm.episodes import Task, write_episodes
-from adwm.estimation import (CHUNK, ESTIMATORS, AgentError, Classical, FunctionPolicy, LookUp, PolicyValue, WorldModel,
+from adwm.estimation import (ESTIMATORS, AgentError, Classical, EvalConfig, FunctionPolicy, LookUp, PolicyValue, WorldModel,
                              as_policy, estimate, fit_logs, generic_domain, held_out_parts, read_logs)
 from adwm.policies import ReferencePolicy, ScriptedPolicy
 from adwm.rollouts import make_rows, rollout
@@ -58,7 +58,7 @@ def test_world_model_and_regression_know_the_extremes(tmp_path, monkeypatch):
     how = dict(model=TINY, train=FitConfig(joint=20, cached=60, batch=16, rows=64))
     found = fit_logs(list(walks()), WorldModel(**how), seeds=(0,), work=tmp_path)
     assert found.judge(EAST).value == 1 and found.judge(lambda s: "go west").value == 0
-    monkeypatch.setattr("adwm.fitting.fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("adwm.fitting.train_joint", lambda *a, **k: pytest.fail("trained again"))
     again = estimate(list(walks()), EAST, WorldModel("regression", regression=True, **how), seeds=(0,), work=tmp_path)
     assert again.value == 1 and again.estimator == "regression"
 
@@ -251,9 +251,9 @@ def test_an_agent_that_fails_goes_on_where_it_stopped(tmp_path):
     asked = lambda work: estimate(list(walks()), flaky, work=work, seeds=(0, 1))
     says = r"TimeoutError: no answer\); 32 of 120 imagined episodes were finished and are in .*imagined-"
     with pytest.raises(AgentError, match=says) as err: asked(tmp_path)
-    assert len(err.value.episodes) == CHUNK and all(e.ret == 1 for e in err.value.episodes)
+    assert len(err.value.episodes) == EvalConfig().chunk and all(e.ret == 1 for e in err.value.episodes)
     resumed = asked(tmp_path)
-    assert len(calls) == 150 + 4 * (120 - CHUNK), "finished episodes were asked for again"
+    assert len(calls) == 150 + 4 * (120 - EvalConfig().chunk), "finished episodes were asked for again"
     assert resumed.imagined == asked(None).imagined
     calls[:] = calls[:100]
     with pytest.raises(AgentError, match="give `work` a folder"): asked(None)

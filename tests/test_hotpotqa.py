@@ -245,8 +245,8 @@ def test_a_spoiled_file_loads_or_is_one_sentence(path, rows):
 def path(tmp_path_factory): return tmp_path_factory.mktemp("world") / "x.json"
 
 
-@pytest.mark.parametrize("world,says", [({"question": 3}, "did you mean questions"), ({"questions": 0}, "'questions' has 0"), ({"people": 29}, "'people' has 29"), ({"worlds": 0}, "'worlds' has 0"), ({"training": -1}, "'training' has -1"),
-                                        ({"data": 3}, "'data' has 3"), ({"data": "/nowhere.json"}, "does not exist"), ({"people": "900"}, "'people' has '900'")])
+@pytest.mark.parametrize("world,says", [({"question": 3}, "did you mean 'questions'"), ({"questions": 0}, "questions must be at least 1"), ({"people": 29}, "people must be at least 30"), ({"worlds": 0}, "worlds must be at least 1"), ({"training": -1}, "training must be at least 1"),
+                                        ({"data": 3}, "data must be"), ({"data": "/nowhere.json"}, "does not exist"), ({"people": "900"}, "people must be a whole number")])
 def test_the_world_of_a_cell_takes_only_what_it_knows(world, says):
     for make in (lambda **w: cell_tasks(0, 3, 2, **w), lambda **w: training_worlds(0, **w)):
         with pytest.raises(UserError, match=says): make(**world)

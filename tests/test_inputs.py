@@ -1,12 +1,10 @@
 "Files, records and a cell's world: one sentence each for what is wrong."
 import gzip
-import inspect
 
 import pytest
 from pydantic import ConfigDict, PositiveInt
 from typing_extensions import TypedDict
 
-from adwm import alfworld, hotpotqa, scienceworld, webshop
 from adwm.core import UserError
 from adwm.inputs import checked, read_json, world_call
 
@@ -48,10 +46,3 @@ def test_a_world_takes_what_its_signature_says():
     assert rooms(1) == (1, 4, False) and rooms(1, 2) == (1, 2, False) == rooms(1, n=2)
     for world, says in (({"m": 1}, "no parameter 'm'; the valid ones are n, dark"), ({"darkk": True}, "did you mean dark"), ({"n": 0}, "'n' has 0"), ({"n": 2.0}, "'n' has 2.0"), ({"dark": 0}, "'dark' has 0")):
         with pytest.raises(UserError, match=says): rooms(1, **world)
-
-
-@pytest.mark.parametrize("module", [webshop, hotpotqa, scienceworld, alfworld], ids=lambda m: m.__name__)
-def test_both_halves_of_an_environment_take_the_same_world(module):
-    "A cell's `world` goes to both, and whoever checks a configuration reads it off the signatures."
-    optional = [{n for n, p in inspect.signature(f).parameters.items() if p.default is not p.empty} for f in (module.cell_tasks, module.training_worlds)]
-    assert optional[0] == optional[1] and all(p.kind is p.POSITIONAL_OR_KEYWORD for f in (module.cell_tasks, module.training_worlds) for p in inspect.signature(f).parameters.values())
