@@ -26,10 +26,10 @@ class UserError(Exception):
 
 # %% ../nbs/00_core.ipynb #2300d826
 def patch(
-    f,   # a function, or a property of one, whose first parameter is annotated with the class
+    f,   # a function, a property or a cached function, whose first parameter is annotated with the class
 ):       # what the name meant before, so that no name of the module changes its meaning
     "Make a function a method of the class that its first parameter is annotated with: one way to spread a class over cells."
-    function = f.fget if isinstance(f, property) else f
+    function = f.fget if isinstance(f, property) else getattr(f, "__wrapped__", f)
     first = next(iter(function.__code__.co_varnames))
     cls = function.__annotations__[first]
     function.__qualname__ = f"{cls.__name__}.{function.__name__}"

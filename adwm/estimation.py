@@ -428,11 +428,16 @@ class Simulated:
 def gate(self: Simulated, logs: Logs, domain: Domain, how: EvalConfig) -> dict:   # GateReport as a dict
     "The held-out test of what reads the rewards; one that was made before is read from the working folder."
     if self.readout == "logged": return dict(passed=True, verdict="none: the reward found in the logs", reasons=[])
-    make = lambda: self.ask_gate(logs, domain, how)
-    if how.work is None: return make()
-    key = dict(logs=logs.digest, domain=identity(self.view(domain)), readout=self.gate_key(), seed=how.first, folds=how.folds, code=code_key(type(self).ask_gate, type(domain)))
-    folder = cached(how.work, f"gate-{self.readout}", key, lambda folder: atomic_write(folder / "gate.json", json.dumps(json_like(make()))))
-    return json.loads((folder / "gate.json").read_text())
+    if how.work is None: return self.ask_gate(logs, domain, how)
+    return json.loads((self.gate_into(logs, domain, how) / "gate.json").read_text())
+
+@patch
+def gate_into(self: Simulated, logs: Logs, domain: Domain, how: EvalConfig) -> Path:   # folder with gate.json
+    "The test as a stage of the working folder."
+    key = dict(logs=logs.digest, domain=identity(self.view(domain)), readout=self.gate_key(), seed=how.first, folds=how.folds,
+               code=code_key(type(self).ask_gate, type(domain)))
+    make = lambda folder: atomic_write(folder / "gate.json", json.dumps(self.ask_gate(logs, domain, how)))
+    return cached(how.work, f"gate-{self.readout}" + ("-generic" if self.generic else ""), key, make)
 
 @patch
 def gate_key(self: Simulated) -> list:
@@ -663,8 +668,7 @@ def simulator(self: WorldModel, parts: Parts, domain: Domain, how: EvalConfig) -
     from adwm.imagination import AdwmSimulator
     if self.readout == "auto" and parts.readout is None:
         raise UserError("the world model pays at the end, and these logs pay on the way: take the look-up, or a domain with features")
-    fitted, asked = self.trained(parts.logs, domain, how), self.imagining()
-    if self.adapter is not None: asked = replace(asked, soft=False, gamma=0.0)
+    fitted, asked = self.trained(parts.logs, domain, how), replace(self.imagining(), soft=False, gamma=0.0)
     return AdwmSimulator(fitted, parts.index, parts.readout, asked, ending=parts.ending, weights=parts.weights)
 
 @patch
@@ -678,18 +682,18 @@ def simulator_for(self: WorldModel, agent: Policy, parts: Parts, domain: Domain,
 
 # %% ../nbs/56_estimation.ipynb #03dd567a
 @patch
-def adapter_into(self: WorldModel, parts: Parts, domain: Domain, how: EvalConfig, agent: Callable, who: str) -> Path:   # folder with the adapter and report.json
+def adapter_into(self: WorldModel, logs: Logs, domain: Domain, how: EvalConfig, agent: Callable, who: str) -> Path:   # folder with the adapter and report.json
     "Train and measure an agent's adapter as a stage of the working folder; `agent` is called only when there is something to do."
     from adwm.adapter import AdapterConfig, adapter_report, save_adapter, train_adapter
     from adwm.imagination import AdwmSimulator, Imagine
     asked = self.training(how)
-    key = dict(adapter=self.adapter, training=asked | {"how": asdict(asked["how"])}, agent=who, logs=parts.logs.digest, domain=identity(domain), folds=how.folds, seed=how.first,
+    key = dict(adapter=self.adapter, training=asked | {"how": asdict(asked["how"])}, agent=who, logs=logs.digest, domain=identity(domain), folds=how.folds, seed=how.first,
                code=code_key(train_adapter, adapter_report, save_adapter, AdwmSimulator.encode, type(self).train_into, type(domain)))
     def make(folder):
-        start, reader = time.perf_counter(), agent()
-        train, test = split_by_task(parts.logs.episodes, how.folds, how.first)[0]
-        encoder = AdwmSimulator(self.trained(parts.logs, domain, how), parts.index, None, Imagine(relation="off"))
-        latents = dict(zip(parts.index.pages, encoder.encode(parts.index.pages)))
+        start, reader, index = time.perf_counter(), agent(), page_index(logs, domain)
+        train, test = split_by_task(logs.episodes, how.folds, how.first)[0]
+        encoder = AdwmSimulator(self.trained(logs, domain, how), index, None, Imagine(relation="off"))
+        latents = dict(zip(index.pages, encoder.encode(index.pages)))
         adapter, curves = train_adapter(reader, latents, train, from_dict(AdapterConfig, dict(self.adapter), f"{self.name}: adapter"))
         save_adapter(folder, adapter, curves)
         atomic_write(folder / "report.json", json.dumps(adapter_report(reader, adapter, latents, train, test[:MEASURED])))
@@ -703,7 +707,7 @@ def soft_reading(self: WorldModel, parts: Parts, domain: Domain, how: EvalConfig
     "What an agent reads and guides the world model through."
     from adwm.adapter import Continuation, load_adapter
     if how.work is None: raise UserError(f"{self.name}: an adapter is trained into a working folder: give `work` one")
-    adapter = load_adapter(self.adapter_into(parts, domain, how, lambda: agent, digest_of(agent)), agent)
+    adapter = load_adapter(self.adapter_into(parts.logs, domain, how, lambda: agent, digest_of(agent)), agent)
     return adapter, Continuation(agent, adapter, fitted.model.schedule, asked.gamma) if asked.gamma else None
 
 def digest_of(agent: Policy) -> str:
@@ -857,8 +861,15 @@ ESTIMATORS = {"look-up": LookUp(), "world model": WorldModel(), "regression": Wo
 
 def find_estimator(
     estimator: str | Estimator,   # a name of ESTIMATORS, "package.module:Name", or an instance
+    options: dict | None = None,  # fields to change
 ) -> Estimator:
     "The estimator that is meant; raises UserError with the valid names."
+    found = _found(estimator)
+    if not options: return found
+    try: return replace(found, **options)
+    except TypeError as err: raise UserError(f"the estimator '{estimator}' cannot be made with {', '.join(options)}: {err}") from err
+
+def _found(estimator: str | Estimator) -> Estimator:
     if not isinstance(estimator, str):
         if hasattr(estimator, "fit") and not inspect.isclass(estimator): return estimator
         raise UserError(f"an estimator has a method fit(logs, domain, how); {estimator!r:.80} is none: give a name or an instance")
@@ -869,7 +880,7 @@ def find_estimator(
     try: found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as err:
         raise UserError(f"the estimator '{estimator}' cannot be imported: {err}") from err
-    return find_estimator(found() if inspect.isclass(found) else found)
+    return _found(found() if inspect.isclass(found) else found)
 
 # %% ../nbs/56_estimation.ipynb #bf6d7154
 @dataclass(frozen=True)

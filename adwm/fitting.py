@@ -6,7 +6,7 @@
 __all__ = ['SETTINGS', 'relation_names', 'Memo', 'pointers', 'Corpus', 'page_types', 'make_corpus', 'FitConfig', 'setting_config',
            'dsm_loss', 'diversity_loss', 'balanced_bce', 'relation_logits', 'relation_loss', 'bag_of_words',
            'text_loss', 'dropped_condition', 'joint_losses', 'turn_relation', 'EMA', 'optimise', 'train_joint',
-           'encode_corpus', 'train_cached', 'Fitted', 'fit', 'plot_curves']
+           'encode_corpus', 'train_cached', 'Fitted', 'fit']
 
 # %% ../nbs/23_fitting.ipynb #9726b868
 import json
@@ -436,20 +436,3 @@ def fit(
     train_joint(model, corpus, how, seed, curves)
     train_cached(model, corpus, how, seed, curves)
     return Fitted(model.eval(), space, types, setting, curves)
-
-# %% ../nbs/23_fitting.ipynb #04adb9eb
-def plot_curves(
-    curves: list[dict],   # of a Fitted
-    title: str,
-    axes=None,            # two matplotlib axes; new ones by default
-):
-    "Loss curves of both phases, as in the paper's Fig. 3."
-    import matplotlib.pyplot as plt
-    axes = plt.subplots(1, 2, figsize=(10, 3))[1] if axes is None else axes
-    for ax, phase in zip(axes, ("joint", "cached")):
-        for name in dict.fromkeys(r["loss"] for r in curves if r["phase"] == phase):
-            part = [(r["update"], r["value"]) for r in curves if r["phase"] == phase and r["loss"] == name]
-            ax.plot(*zip(*part), label=name)
-        ax.set(title=f"{title}, {phase} phase", xlabel="update", yscale="symlog" if phase == "joint" else "log")
-        ax.legend(fontsize=7, ncol=2)
-    return axes
