@@ -9,7 +9,7 @@ __all__ = ['PAGE_SIZE', 'SEP', 'FUZZY', 'COLOR_ORDER', 'RawEntry', 'Product', 'G
            'Search', 'product_search', 'read_product', 'synthetic_goals', 'human_goals', 'build_shop', 'generated_shop',
            'RawValue', 'RawProduct', 'RawWritten', 'read_shop', 'sample_goals']
 
-# %% ../nbs/42_shop.ipynb #4202f666
+# %% ../nbs/42_shop.ipynb #adf8cde5
 import random
 import re
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ from .episodes import TERMINAL
 from .inputs import Text, checked, read_json
 from .retrieval import Bm25
 
-# %% ../nbs/42_shop.ipynb #486f004d
+# %% ../nbs/42_shop.ipynb #c39b0d06
 @dataclass(frozen=True)
 class Product:
     "One product as the shop uses it."
@@ -51,7 +51,7 @@ class Product:
         "Title, bullets and description in lower case, one after the other."
         return "\n".join([self.title, " ".join(self.bullets), self.description]).lower()
 
-# %% ../nbs/42_shop.ipynb #b9254f3d
+# %% ../nbs/42_shop.ipynb #8f2ea768
 @dataclass(frozen=True)
 class Goal:
     "What the visitor is asked to buy."
@@ -67,7 +67,7 @@ class Goal:
     product_category: str
     weight: float = 1.                          # the original's sampling weight, not used here
 
-# %% ../nbs/42_shop.ipynb #9e56d48b
+# %% ../nbs/42_shop.ipynb #87835bfc
 PAGE_SIZE = 10   # results on a page
 
 
@@ -89,7 +89,7 @@ def shown(
     "The part of the result list on the current page."
     return v.hits[PAGE_SIZE * (v.number - 1):PAGE_SIZE * v.number]
 
-# %% ../nbs/42_shop.ipynb #a3f12678
+# %% ../nbs/42_shop.ipynb #9fc9c192
 SEP = " [SEP] "
 _TABS = ("description", "features", "reviews")
 
@@ -123,7 +123,7 @@ def tab_lines(
     lines = {"description": [p.description], "features": p.bullets, "reviews": [], "attributes": p.attributes}[tab]
     return [x.strip() for x in lines if x]
 
-# %% ../nbs/42_shop.ipynb #ac0bd209
+# %% ../nbs/42_shop.ipynb #73132693
 class Shop:
     "A WebShop: products, goals, search and reward behind `open` and `step`."
     def __init__(
@@ -149,7 +149,7 @@ class Shop:
         "A new visit at the search page."
         return Visit(goal)
 
-# %% ../nbs/42_shop.ipynb #4a07bd21
+# %% ../nbs/42_shop.ipynb #38aa0387
 @patch
 def page(
     self: Shop,
@@ -173,7 +173,7 @@ def observation(
     if v.kind == "index": return SEP.join(["WebShop", "Instruction:", v.goal.text, "Search"])
     return SEP.join(["Instruction:", v.goal.text, self.page(v)])
 
-# %% ../nbs/42_shop.ipynb #3c45830b
+# %% ../nbs/42_shop.ipynb #fb2bc3dc
 @patch
 def clickables(
     self: Shop,
@@ -195,7 +195,7 @@ def choices(
     "The admissible actions as records keep them; a page with a search bar lists the open form `search[]`."
     return ("search[]",) if v.kind == "index" else tuple(f"click[{c}]" for c in self.clickables(v))
 
-# %% ../nbs/42_shop.ipynb #7777094c
+# %% ../nbs/42_shop.ipynb #ca80c69a
 def click_result(
     v: Visit,
     arg: str,           # what is clicked, lower case
@@ -221,7 +221,7 @@ def click_item(
     r, _ = reward(shop.by_asin[v.asin], v.goal, shop.prices[v.asin], dict(v.options), shop.nouns)
     return v._replace(kind="end"), r, True
 
-# %% ../nbs/42_shop.ipynb #414d803a
+# %% ../nbs/42_shop.ipynb #8c97f0e9
 @patch
 def step(
     self: Shop,
@@ -239,7 +239,7 @@ def step(
     if v.kind == "item": return click_item(self, v, arg)
     return (v._replace(kind="item", sub="") if arg == "< prev" else v), 0., False
 
-# %% ../nbs/42_shop.ipynb #1597291c
+# %% ../nbs/42_shop.ipynb #d54668a8
 def reward(
     bought: Product,
     goal: Goal,
@@ -257,7 +257,7 @@ def reward(
     info.update(r_att=hits / len(goal.attributes), r_option=r_option, r_price=cheap)
     return (hits + matched + cheap) / n * info["r_type"], info
 
-# %% ../nbs/42_shop.ipynb #41919d69
+# %% ../nbs/42_shop.ipynb #0f463aa8
 _SAME_TITLE, _FAINT_TITLE = .2, .1   # title scores: above the first the kinds match, below the second they hardly touch
 
 
@@ -275,7 +275,7 @@ def type_reward(
     r = 0. if score == 0 else .1 if score < _FAINT_TITLE else r
     return dict(r_type=r, query_match=query, category_match=category, title_score=score)
 
-# %% ../nbs/42_shop.ipynb #5a3603b2
+# %% ../nbs/42_shop.ipynb #ade58d16
 _FUNCTION_WORDS = """new best good great simple easy soft warm cool hot cold big small medium large mini extra super free high low
     long short black round square double single triple quick slow light dark heavy thin thick pure real safe clean dry wet old
     young natural with without from per plus and or for of the a an in on by to is it this that your our you all every each"""
@@ -289,7 +289,7 @@ def lexicon_nouns(
     "A small noun tagger: every word that is not in a list of adjectives and function words."
     return tuple(w for w in re.findall(r"[a-z][a-z'-]*", title.lower()) if w not in _PLAIN and len(w) > 1)
 
-# %% ../nbs/42_shop.ipynb #35771bbe
+# %% ../nbs/42_shop.ipynb #a1cdf66d
 def spacy_nouns(
     model: str = "en_core_web_lg",    # an installed spaCy model
 ) -> Callable[[str], tuple]:          # a noun tagger
@@ -306,7 +306,7 @@ def spacy_nouns(
         return tuple(t.text.lower() for t in nlp(title) if t.pos_ in ("NOUN", "PROPN"))
     return nouns
 
-# %% ../nbs/42_shop.ipynb #2b8910e4
+# %% ../nbs/42_shop.ipynb #f455f394
 @lru_cache(maxsize=65536)
 def token_set_ratio(
     a: str,
@@ -332,7 +332,7 @@ def alike(
     "Whether two texts count as the same."
     return token_set_ratio(a, b) > FUZZY
 
-# %% ../nbs/42_shop.ipynb #4ba45762
+# %% ../nbs/42_shop.ipynb #6b16bf9c
 def _lcs(a: str, b: str) -> int:
     "Length of the longest common subsequence, bit-parallel (Hyyro 2004)."
     masks: dict[str, int] = {}
@@ -348,7 +348,7 @@ def _ratio(a: str, b: str) -> int:
     "Similarity of two strings in percent: 2 lcs / (len a + len b)."
     return round(200 * _lcs(a, b) / (len(a) + len(b))) if a or b else 0
 
-# %% ../nbs/42_shop.ipynb #ae806962
+# %% ../nbs/42_shop.ipynb #a7c117f1
 COLOR_ORDER = tuple("""alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy
     camel camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper
     coral cranberry cream crystal dark denim eggplant elephant espresso fuchsia gold granite grape
@@ -380,7 +380,7 @@ def options_met(
     clicked = [normalize_color(v) for v in chosen]
     return sum(any(alike(p, g) for p in clicked) for g in [_option_text(*o) for o in asked])
 
-# %% ../nbs/42_shop.ipynb #e896061f
+# %% ../nbs/42_shop.ipynb #4a36efd5
 def rich_text(
     shop: Shop,
     v: Visit,
@@ -397,7 +397,7 @@ def rich_text(
         lines.append(f"{space}[{name}] {part} [{name}_]" if button else part)
     return "".join(f"You have clicked {x}.\n" for x in reversed(chosen.values())) + "\n".join(lines) + "\n"
 
-# %% ../nbs/42_shop.ipynb #3a5afe45
+# %% ../nbs/42_shop.ipynb #d850e25f
 _STOP = frozenset("""a an and are as at be but by for if in into is it no not of on or such that the their then there
     these they this to was will with""".split())
 
@@ -420,7 +420,7 @@ def document(
     options = ", and ".join(f"{k}: {', '.join(v)}" for k, v in p.options.items())
     return " ".join([p.title, p.description, p.bullets[0] if p.bullets else "", options]).lower()
 
-# %% ../nbs/42_shop.ipynb #4849f576
+# %% ../nbs/42_shop.ipynb #be596f3b
 class Search:
     "BM25 over texts (k1 = .9, b = .4, Lucene's idf)."
     def __init__(
@@ -456,14 +456,14 @@ class Search:
         order = found[np.argsort(-scores[found], kind="stable")[:self._top]]
         return tuple(self._names[order].tolist())
 
-# %% ../nbs/42_shop.ipynb #aceccd8e
+# %% ../nbs/42_shop.ipynb #6278b4bd
 def product_search(
     products: list[Product],
 ) -> Search:              # query -> identifiers
     "The shop's search engine."
     return Search([document(p) for p in products], [p.asin for p in products])
 
-# %% ../nbs/42_shop.ipynb #fc6549b7
+# %% ../nbs/42_shop.ipynb #4a02065b
 _NO_PRICE = 100.   # dollars where the file has none
 
 
@@ -491,7 +491,7 @@ def read_product(
                    tuple(entry.get("attributes", ["DUMMY_ATTR"])), raw["category"], raw["product_category"],
                    raw["query"].lower().strip(), entry.get("instruction"), tuple(entry.get("instruction_attributes") or ()))
 
-# %% ../nbs/42_shop.ipynb #fd5d53ff
+# %% ../nbs/42_shop.ipynb #b2fc89b1
 _NO_BOUND = 1000000   # dollars where no multiple of ten below 1,000 is above the price
 
 
@@ -505,7 +505,7 @@ def _bound(
     upper = max(rng.sample(above, 2))
     return upper, f", and price lower than {upper:.2f} dollars"
 
-# %% ../nbs/42_shop.ipynb #121aec69
+# %% ../nbs/42_shop.ipynb #13bbae94
 def synthetic_goals(
     products: list[Product],
     prices: dict[str, float],      # asin -> dollars
@@ -526,7 +526,7 @@ def synthetic_goals(
             for a in p.asked: count[a] = count.get(a, 0) + 1
     return [replace(g, weight=sum(1. / count[a] for a in g.attributes) / len(g.attributes)) for g in goals]
 
-# %% ../nbs/42_shop.ipynb #ad251fa6
+# %% ../nbs/42_shop.ipynb #4960adc8
 def human_goals(
     products: list[Product],
     prices: dict[str, float],          # asin -> dollars
@@ -544,7 +544,7 @@ def human_goals(
                               p.title, p.query, p.category, p.product_category))
     return goals
 
-# %% ../nbs/42_shop.ipynb #6501faa7
+# %% ../nbs/42_shop.ipynb #ba491e1a
 _GOAL_SHUFFLE = 233   # the original's seed, so that goal numbers mean the same
 
 
@@ -566,7 +566,7 @@ def build_shop(
     goals = [replace(g, id=f"goal-{i}") for i, g in enumerate(goals)]
     return Shop(products, prices, goals, origin, **options)
 
-# %% ../nbs/42_shop.ipynb #ec233a39
+# %% ../nbs/42_shop.ipynb #14e4c683
 def generated_shop(
     seed: int = 0,         # another seed, another shop
     n: int = 560,          # number of products
@@ -575,7 +575,7 @@ def generated_shop(
     catalogue = generate_catalogue(seed, n)
     return build_shop(list(catalogue.products), catalogue.instructions, seed, f"a generated catalogue (seed {seed}, {n} products)")
 
-# %% ../nbs/42_shop.ipynb #96aa29e7
+# %% ../nbs/42_shop.ipynb #55318a46
 class RawValue(TypedDict):
     "One value of an option."
     __pydantic_config__ = ConfigDict(strict=True)
@@ -600,7 +600,7 @@ class RawProduct(TypedDict):
     product_category: str
     query: str
 
-# %% ../nbs/42_shop.ipynb #18bea495
+# %% ../nbs/42_shop.ipynb #09f976a0
 def _asks(entry):
     if entry.get("instruction") and not entry.get("instruction_attributes"):
         raise ValueError("an instruction needs instruction_attributes, those it asks for")
@@ -621,7 +621,7 @@ class RawWritten(TypedDict):
     instruction_attributes: list[Text]
     instruction_options: list[Text]
 
-# %% ../nbs/42_shop.ipynb #2e761e2e
+# %% ../nbs/42_shop.ipynb #3837dcc1
 def _file(folder: Path, names: list[str], what: str) -> Path:
     "The first of the files that exists."
     path = next((folder / n for n in names if (folder / n).is_file()), None)
@@ -636,7 +636,7 @@ def _read_products(path: Path, limit: int | None) -> list[RawProduct]:
     if not raw: raise UserError(f"the catalogue has no products; {path} is empty")
     return [checked(RawProduct, r, f"product {i} of {path}") for i, r in enumerate(raw)]
 
-# %% ../nbs/42_shop.ipynb #689a6453
+# %% ../nbs/42_shop.ipynb #ed824a69
 def read_shop(
     folder: str | Path,              # with items_shuffle*.json, items_ins_v2*.json, items_human_ins*.json
     seed: int = 0,                   # of prices in ranges and of price bounds
@@ -659,7 +659,7 @@ def read_shop(
     if shop.goals: return shop
     raise UserError(f"no instruction in {path} asks for a product of the catalogue; the two files are of different data sets")
 
-# %% ../nbs/42_shop.ipynb #98d1598c
+# %% ../nbs/42_shop.ipynb #d49d837d
 def _half(shop: Shop, split: str) -> set[str]:
     "Identifiers of the products of a split: one half each, in an order that is the same for every shop of a size."
     order = [shop.products[i].asin for i in key_rng(0, "goal split").permutation(len(shop.products))]
