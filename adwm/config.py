@@ -75,7 +75,7 @@ class EstimatorPart:
     setting: Literal["paper", "ours", "baseline"]   # as in rows.csv
     kind: Said                                      # "adwm", "neighbour", a name of estimation.ESTIMATORS, or "package.module:Name"
     fit: OptionalName = ""     # for adwm: which world model
-    imagine: Annotated[dict, fields_of({"adwm": "imagination.Imagine", "neighbour": "retrieval.Weights"})] = field(default_factory=dict)
+    imagine: Annotated[dict, fields_of({"adwm": "imagination.Imagine", "neighbour": "retrieval.MatchWeights"})] = field(default_factory=dict)
     adapter: OptionalName = "" # for adwm: which adapter the agent reads soft tokens through
     structured: bool = True    # for neighbour: page types and templates, or raw text
     domain: Literal["", "generic"] = ""                    # "generic": nothing specific to the environment

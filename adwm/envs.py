@@ -102,7 +102,7 @@ class Domain:
     pays_at_truncation = False   # whether an episode that the horizon cuts off keeps what it has earned
     free_text = True             # whether an agent's own words can be actions where a page lists none
     free_word = "search"         # the agent's word that opens free text
-    look_up = {}                 # fields of retrieval.Weights that a look-up in this environment weighs differently
+    look_up = {}                 # fields of retrieval.MatchWeights that a look-up in this environment weighs differently
     many_worlds = False          # whether tasks have worlds of their own: `world` says which
     adapts = False               # whether a page can be put into the words of another action: `adapt` does it
     composes = False             # whether lists of results can be taken apart and made: `listed`, `lines`, `compose`

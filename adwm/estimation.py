@@ -279,7 +279,7 @@ class Estimator(Protocol):
 # %% ../nbs/56_estimation.ipynb #4acf0234
 TUNED = 10_000     # logged moves; beyond it the domain's own weights are used
 
-def tuned_weights(logs: list[Episode], domain: Domain, seed: int = 0) -> dict | None:  # template -> Weights; None: the domain's
+def tuned_weights(logs: list[Episode], domain: Domain, seed: int = 0) -> dict | None:  # template -> MatchWeights; None: the domain's
     "Weights of the look-up, chosen on held-out tasks."
     tasks = len({e.task.id for e in logs})
     if tasks < 2 or sum(len(e.turns) for e in logs) > TUNED: return None

@@ -185,10 +185,10 @@ def agent(
 # %% ../nbs/62_stages.ipynb #9b0fcd38
 def look_up(bench: Workbench, part: EstimatorPart) -> LookUp:
     "A line of the kind `neighbour`."
-    from adwm.retrieval import Weights, weights_for
+    from adwm.retrieval import MatchWeights, weights_for
     generic = part.domain == "generic"
     values = dataclasses.asdict(weights_for(plain(bench.domain) if generic else bench.domain)) | part.imagine
-    weights = from_dict(Weights, values, f"estimators '{part.name}'.imagine")
+    weights = from_dict(MatchWeights, values, f"estimators '{part.name}'.imagine")
     return LookUp(part.name, part.readout, weights=weights, generic=generic, structured=part.structured)
 
 def world_model(bench: Workbench, part: EstimatorPart) -> WorldModel:

@@ -163,8 +163,8 @@ def test_direct_construction_is_checked_as_well():
     with pytest.raises(UserError, match="EstimatorPart: imagine has no parameter 'temperature'"): EstimatorPart("x", "ours", "adwm", imagine=dict(temperature=-1))
     with pytest.raises(UserError, match="RunConfig: workers"): dataclasses.replace(load_config(), workers=0)
     from adwm.imagination import Imagine
-    from adwm.retrieval import Weights
-    for make in (lambda: Imagine(temperature=-1), lambda: Imagine(steps=0), lambda: Weights(draw=0), lambda: Weights(argument=NAN)):
+    from adwm.retrieval import MatchWeights
+    for make in (lambda: Imagine(temperature=-1), lambda: Imagine(steps=0), lambda: MatchWeights(draw=0), lambda: MatchWeights(argument=NAN)):
         with pytest.raises(UserError): make()
 
 

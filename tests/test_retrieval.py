@@ -9,8 +9,8 @@ from adwm.core import UserError
 from adwm.envs import Domain, Outcome, State, advance
 from adwm.episodes import TERMINAL, Episode, Task, Turn, split_by_task
 from adwm.policies import ReferencePolicy, ScriptedPolicy
-from adwm.retrieval import (NearestNeighbour, PageIndex, Weights, TfIdf, by_template, follow, last_of_type, offered, one_step, relations, split_by_policy, tune, weights_for,
-                            world_of)
+from adwm.retrieval import (NearestNeighbour, MatchWeights, PageIndex, TfIdf, by_template, follow, last_of_type, offered,
+                            one_step, relations, split_by_policy, tune, weights_for)
 from adwm.rollouts import make_rows, rollout
 from adwm.webshop import WebShopDomain
 from tests_helpers import small_shop
@@ -71,7 +71,7 @@ def test_other_tasks_answer():
 
 def test_ties_are_broken_by_the_rows_key_and_reach_all():
     logs = [episode([("hall", "toss coin"), (f"shelf {side}", "take x")], index=i) for i, side in enumerate(["heads", "tails"] * 5)]
-    nn = NearestNeighbour(PageIndex(logs, Rooms()), weights=Weights(fit=0))
+    nn = NearestNeighbour(PageIndex(logs, Rooms()), weights=MatchWeights(fit=0))
     s = State(Task("t", "find t", "hall"), "hall", ("back",))
     keys = [(0, "t", r, 0) for r in range(60)]
     many = [o.state.obs for o in nn.step([s] * 60, ["toss coin"] * 60, keys)]
@@ -178,10 +178,10 @@ def test_tuning_and_splits(market):
     real, domain, logs, _ = market
     folds = split_by_policy(logs)
     assert [{e.policy for e in test} for _, test in folds] == [{"expert"}, {"lazy"}]
-    weights, table = tune(folds[:1], domain, (Weights(argument=0, page=0, task=0, hidden=0, fit=0), Weights()))
-    assert weights["item"] == Weights() and all(r["offered chosen"] >= r["offered default"] for r in table)
+    weights, table = tune(folds[:1], domain, (MatchWeights(argument=0, page=0, task=0, hidden=0, fit=0), MatchWeights()))
+    assert weights["item"] == MatchWeights() and all(r["offered chosen"] >= r["offered default"] for r in table)
     with pytest.raises(UserError, match="only one policy"): split_by_policy([e for e in logs if e.policy == "lazy"])
-    assert tune(split_by_task(logs, 3)[:1], domain, (Weights(),))[0][""] == Weights()
+    assert tune(split_by_task(logs, 3)[:1], domain, (MatchWeights(),))[0][""] == MatchWeights()
 
 
 def test_generic_logs_without_types():
@@ -219,7 +219,7 @@ def test_a_move_is_answered_from_its_own_world_and_its_state():
     assert step(Houses(), ask("b", (Turn("hall", "paint red", 0.0),))).obs == "shelf red new", "in the same state of its world"
     assert step(Houses(), ask("c")).obs.startswith("shelf"), "a house that was never logged is answered from the others"
     assert "sit" in step(Houses(), ask("a")).choices and step(Houses(), ask("a", (Turn("hall", "take lamp", 0.0),))).obs == "shelf of a with a lamp"
-    assert "sit" not in step(Rooms(), ask("a")).choices and world_of(Rooms(), None, (), "", "") == ("", "")
+    assert "sit" not in step(Rooms(), ask("a")).choices and Rooms().world(None, (), "", "") == ("", "") and not Rooms().many_worlds
 
 
 def test_a_domain_without_worlds_is_scored_as_before():
@@ -227,7 +227,7 @@ def test_a_domain_without_worlds_is_scored_as_before():
     nn, state = NearestNeighbour(index), State(Task("u", "find u", "hall"), "shelf red", ("back",))
     q = nn.matcher.query(state, "open box two")
     assert "world" not in nn.matcher.parts(q.kind, [q])
-    assert np.array_equal(nn.matcher.score(q.kind, [q], Weights()), nn.matcher.score(q.kind, [q], Weights(world=0.0)))
+    assert np.array_equal(nn.matcher.score(q.kind, [q], MatchWeights()), nn.matcher.score(q.kind, [q], MatchWeights(world=0.0)))
 
 
 class Says:
@@ -313,9 +313,9 @@ def test_a_new_page_is_answered_by_the_page_most_like_it():
 
 def test_the_domain_says_what_its_look_up_weighs():
     class Shop(Rooms): look_up = {"fit": 3.0, "twin": 0.0}
-    assert weights_for(Rooms()) == Weights() and weights_for(Shop()) == Weights(fit=3.0, twin=0.0)
+    assert weights_for(Rooms()) == MatchWeights() and weights_for(Shop()) == MatchWeights(fit=3.0, twin=0.0)
     nn = NearestNeighbour(PageIndex([WALK], Shop()))
-    assert nn.find.weights[""] == weights_for(Shop()) and NearestNeighbour(PageIndex([WALK], Shop()), weights=Weights()).find.weights[""] == Weights()
+    assert nn.find.weights[""] == weights_for(Shop()) and NearestNeighbour(PageIndex([WALK], Shop()), weights=MatchWeights()).find.weights[""] == MatchWeights()
     assert tune([([WALK], [replace(WALK, policy="q")])], Shop())[0][""] == weights_for(Shop())
 
 
