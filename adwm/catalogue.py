@@ -12,6 +12,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .core import UserError, atomic_write, key_rng
 
 # %% ../nbs/41_catalogue.ipynb #194a2b07
@@ -86,8 +88,8 @@ PRICES = {"apparel": (12, 75), "home": (14, 90), "gadgets": (12, 95), "care": (6
 
 # %% ../nbs/41_catalogue.ipynb #9cb7bedd
 def _brand(
-    rng,  # numpy generator
-) -> str: # an invented name of two or three syllables
+    rng: np.random.Generator,
+) -> str:    # an invented name of two or three syllables
     "Draw a brand name."
     heads = "vel nor bra cas dun fen gal hul jor kel lum mir pol quin ros sel tor ul wex zan".split()
     tails = "mora dal vik tine lo ra bex tano wick sen dor mi pax rill vane ko".split()
@@ -96,42 +98,51 @@ def _brand(
 
 
 def _draw(
-    rng,              # numpy generator
-    words,            # a string of words or a list
-    n: int,           # how many, without replacement
-) -> list[str]:       # the drawn words in random order
+    rng: np.random.Generator,
+    words: str | list | tuple,   # a string of words or a list
+    n: int,                      # how many, without replacement
+) -> list[str]:                  # the drawn words in random order
     "Draw `n` different words (all, if there are fewer)."
     words = words.split() if isinstance(words, str) else list(words)
     return [words[i] for i in rng.permutation(len(words))[:n]]
 
 # %% ../nbs/41_catalogue.ipynb #ef07efc1
+_TWO_GROUPS, _ONE_GROUP = .7, .08   # chance that a third group is left out, and the second one too
+_VALUES = {"size": (3, 6)}          # how many values a group offers, [low, high)
+
+
 def _options(
-    rng,                # numpy generator
-    aisle: str,         # key of GROUPS
+    rng: np.random.Generator,
+    aisle: str,             # key of GROUPS
 ) -> dict[str, list[str]]:  # option group -> values
     "The option groups one product offers."
     groups = list(GROUPS[aisle].items())
-    keep = groups[:2] if len(groups) < 3 or rng.random() < .7 else groups
-    keep = keep if rng.random() > .08 else keep[:1]
+    keep = groups[:2] if len(groups) < 3 or rng.random() < _TWO_GROUPS else groups
+    keep = keep if rng.random() > _ONE_GROUP else keep[:1]
     out = {}
     for name, values in keep:
         values = values.split()
-        n = int(rng.integers(3, 7)) if name != "size" else int(rng.integers(3, 6))
+        n = int(rng.integers(*_VALUES.get(name, (3, 7))))
         picked = set(_draw(rng, values, n))
         out[name] = [v for v in values if v in picked]
     return out
 
 # %% ../nbs/41_catalogue.ipynb #979fc8f5
+_SINGLE = .875                        # share of prices that are no range
+_CENTS = [.99, .99, .49, 0.]          # equally likely
+_DEAREST, _CHEAPEST = 900., 3         # dollars
+
+
 def _pricing(
-    rng,                 # numpy generator
+    rng: np.random.Generator,
     low: float,          # cheapest usual price of the department, dollars
     high: float,         # dearest
     factor: float,       # > 1 makes a price trap
 ) -> str:                # "$12.99" or "$10.99 to $19.99"
     "Draw a price tag."
-    price = min(low * (high / low) ** rng.random() * factor, 900.)
-    price = max(math.floor(price), 3) + float(rng.choice([.99, .99, .49, 0.]))
-    if rng.random() > .125: return f"${price:.2f}"
+    price = min(low * (high / low) ** rng.random() * factor, _DEAREST)
+    price = max(math.floor(price), _CHEAPEST) + float(rng.choice(_CENTS))
+    if rng.random() > 1 - _SINGLE: return f"${price:.2f}"
     return f"${price:.2f} to ${price * float(rng.uniform(1.2, 1.7)):.2f}"
 
 # %% ../nbs/41_catalogue.ipynb #efbcd0ab
@@ -147,7 +158,7 @@ class _Family:
 
 
 def _family(
-    rng,             # numpy generator
+    rng: np.random.Generator,
     aisle: str,      # key of AISLES
     kind: str,       # the type noun
     pool: list[str], # the attributes this type comes with
@@ -157,8 +168,13 @@ def _family(
     return _Family(aisle, kind, material, _draw(rng, USES, 1)[0], tuple(pool), tuple(_draw(rng, pool, 5)))
 
 # %% ../nbs/41_catalogue.ipynb #aa0f3caa
+_STUFFED = .1   # of the titles carry search words
+_CLAIMS = ["works well", "is ready", "was designed", "is a good choice"]
+_SERVICES = ["easy to clean", "ships in two days", "thirty day return", "one year warranty"]
+
+
 def _title(
-    rng,                     # numpy generator
+    rng: np.random.Generator,
     family: _Family,
     shown: list[str],        # attributes in the title
     brand: str,
@@ -166,37 +182,43 @@ def _title(
     "Write a title."
     form = _draw(rng, FORMS, 1)[0]
     words = [brand, *shown, family.material, family.use, family.kind, form]
-    if rng.random() < .1:
+    if rng.random() < _STUFFED:
         words += _draw(rng, FILLERS, 5) + [u for u in _draw(rng, USES, 4) if u != family.use][:3]
     return " ".join(words)
 
 
 def _texts(
-    rng,                     # numpy generator
+    rng: np.random.Generator,
     family: _Family,
     told: list[str],         # attributes the texts mention
 ) -> tuple[str, list[str]]:  # description, bullets
     "Write description and bullets; the search engine reads the description and the first bullet."
     half = (len(told) + 1) // 2
-    lines = [f"This {family.kind} is made of {family.material} and {rng.choice(['works well', 'is ready', 'was designed', 'is a good choice'])} for the {family.use}."]
+    lines = [f"This {family.kind} is made of {family.material} and {rng.choice(_CLAIMS)} for the {family.use}."]
     lines += [f"It is {a}." for a in told[:half]]
     bullets = [f"{' and '.join(told[half:]) or 'simple'} {family.kind}", f"good for {family.use} and every day",
-               f"{rng.choice(['easy to clean', 'ships in two days', 'thirty day return', 'one year warranty'])}"]
+               str(rng.choice(_SERVICES))]
     return " ".join(lines), bullets
 
 # %% ../nbs/41_catalogue.ipynb #746eaf3c
+_ASIN_SIGNS = list("0123456789BCDFGHJKLMNPQRSTVWXYZ")
+
+
 def _asin(
-    rng,           # numpy generator
+    rng: np.random.Generator,
     taken: set,    # identifiers in use
 ) -> str:          # ten characters, as the original's
     "Draw an unused product identifier."
     while True:
-        asin = "B0" + "".join(str(c) for c in rng.choice(list("0123456789BCDFGHJKLMNPQRSTVWXYZ"), 8))
+        asin = "B0" + "".join(str(c) for c in rng.choice(_ASIN_SIGNS, 8))
         if asin not in taken: return asin
+
+# %% ../nbs/41_catalogue.ipynb #3b640396
+_FACTORS = [.6, 1., 1.7, 2.6]   # of prices within a family: where the price traps are
 
 
 def _member(
-    rng,                         # numpy generator
+    rng: np.random.Generator,
     family: _Family,
     brand: str,
     taken: set,                  # identifiers in use
@@ -215,7 +237,7 @@ def _member(
     asin = _asin(rng, taken)
     product = dict(
         name=_title(rng, family, shown, brand), full_description=description,
-        pricing=_pricing(rng, low, high, float(rng.choice([.6, 1., 1.7, 2.6]))), images=[f"{asin.lower()}.png"],
+        pricing=_pricing(rng, low, high, float(rng.choice(_FACTORS))), images=[f"{asin.lower()}.png"],
         product_category=" › ".join(w.capitalize() for w in (department, aisle, family.kind)),
         average_rating="", small_description=bullets,
         customization_options={k.capitalize(): [dict(value=v.capitalize()) for v in vs]
@@ -224,17 +246,23 @@ def _member(
     return product, dict(attributes=attributes, instruction=_instruction(rng, asked, family.kind), instruction_attributes=asked)
 
 # %% ../nbs/41_catalogue.ipynb #f53d4134
+_OPENINGS = ["Find me", "I need", "Show me", "I am looking for", "Get me"]
+
+
 def _instruction(
-    rng,               # numpy generator
+    rng: np.random.Generator,
     asked: list[str],  # attributes asked for
     kind: str,         # type noun
 ) -> str:              # the sentence without options and price
     "Write the first half of an instruction."
-    head = str(rng.choice(["Find me", "I need", "Show me", "I am looking for", "Get me"]))
+    head = str(rng.choice(_OPENINGS))
     if len(asked) == 2 or rng.random() < .5: return f"{head} {', '.join(asked)} {kind}"
     return f"{head} {', '.join(asked[:-1])} {kind} that is {asked[-1]}"
 
 # %% ../nbs/41_catalogue.ipynb #cce1ef85
+_KINDS, _BRANDS, _MEMBERS, _POOL = 34, 60, 4, 8   # types of a shop, brands drawn, members of a family, attributes of a type
+
+
 @dataclass(frozen=True)
 class Catalogue:
     "A generated shop's two files."
@@ -251,14 +279,14 @@ def generate_catalogue(
     if n < 1: raise UserError(f"a catalogue of {n} products was asked for; give at least 1")
     rng = key_rng(seed, "catalogue")
     kinds = [(aisle, kind) for aisle, names in AISLES.items() for kind in names.split()]
-    kinds = _draw(rng, kinds, 34)
-    pools = {kind: _draw(rng, ADJECTIVES[aisle.split()[0]], 8) for aisle, kind in kinds}
-    brands = sorted({_brand(rng) for _ in range(60)})
+    kinds = _draw(rng, kinds, _KINDS)
+    pools = {kind: _draw(rng, ADJECTIVES[aisle.split()[0]], _POOL) for aisle, kind in kinds}
+    brands = sorted({_brand(rng) for _ in range(_BRANDS)})
     products, instructions = [], {}
     while len(products) < n:
-        aisle, kind = kinds[len(products) // 4 % len(kinds)]
+        aisle, kind = kinds[len(products) // _MEMBERS % len(kinds)]
         family = _family(rng, aisle, kind, pools[kind])
-        for _ in range(min(4, n - len(products))):
+        for _ in range(min(_MEMBERS, n - len(products))):
             product, entry = _member(rng, family, _draw(rng, brands, 1)[0], set(instructions))
             products.append(product); instructions[product["asin"]] = entry
     order = rng.permutation(n)
@@ -267,7 +295,7 @@ def generate_catalogue(
 # %% ../nbs/41_catalogue.ipynb #88ed50be
 def write_catalogue(
     catalogue: Catalogue,
-    folder,                # made if missing
+    folder: str | Path,    # made if missing
 ) -> Path:                 # the folder
     "Write `items_shuffle.json` and `items_ins_v2.json`, the original's file names."
     folder = Path(folder)

@@ -473,11 +473,12 @@ class Bm25:
 
     def __init__(
         self,
-        texts: list[str],        # (n,)
-        k1: float = 0.9,         # how soon a repeated word stops to count
-        b: float = 0.4,          # how much long texts are held against
+        texts: list,                        # of the documents: strings, or what `tokens` takes
+        k1: float = 0.9,                    # how soon more of a word counts no more
+        b: float = 0.4,                     # how much long texts lose
+        tokens: Callable[..., list[str]] = words,   # words of a text
     ):
-        counts = [Counter(words(text)) for text in texts]
+        counts = [Counter(tokens(text)) for text in texts]
         self.column = {w: i for i, w in enumerate(sorted({w for c in counts for w in c}))}
         length = np.array([sum(c.values()) for c in counts], float)
         rows, columns, n = (np.array(x) for x in zip(*[(i, self.column[w], n) for i, c in enumerate(counts) for w, n in c.items()]))

@@ -103,10 +103,12 @@ def test_second_run_comes_from_the_cache(run):
 
 
 def test_no_real_environment_while_imagining(run, tmp_path, monkeypatch):
+    import adwm.shop as s
     import adwm.webshop as w
     from adwm.evaluation import evaluate
     def refuse(*a, **k): raise AssertionError("the real environment was made during an evaluation")
-    for name in ("Shop", "WebShopSimulator", "build_shop", "generated_shop"): monkeypatch.setattr(w, name, refuse)
+    for name in ("Shop", "build_shop", "generated_shop", "read_shop"): monkeypatch.setattr(s, name, refuse)
+    for name in ("Shop", "WebShopSimulator", "generated_shop", "read_shop"): monkeypatch.setattr(w, name, refuse)
     assert evaluate(smoke(tmp_path / "blind")).rows.equals(run.rows)
 
 

@@ -274,7 +274,7 @@ def test_splits_share_no_question():
 
 
 def test_what_was_read_settles_the_question():
-    from adwm.hotpotqa import derived, stated
+    from adwm.hotpotqa import answer_features, derived, read_answer, stated
     simulator, tasks = cell_tasks(4, 80, 20, questions=300, people=150)
     for task in tasks["pool"]:
         state = simulator.reset([task], [()])[0]
@@ -287,6 +287,9 @@ def test_what_was_read_settles_the_question():
             state = simulator.step([state], [action], [()])[0].state
         x = simulator.domain.features(task.text, state.turns, action, state.obs)
         assert x[-2:].tolist() == [1.0, 1.0]
+        known = stated(state.turns, state.obs, simulator.domain)
+        named = answer_features(read_answer(simulator.domain, task.text, state.turns, action, state.obs), task.text, known, len(state.turns))
+        assert len(named) == 22 and named["settled"] and x.tolist() == [*map(float, named.values())]
 
 
 def test_unseen_titles_take_a_logged_page():

@@ -110,7 +110,7 @@ def test_modules_import_no_notebook_tools(module):
 def test_the_method_cannot_read_the_truth(module):
     source = (ROOT / "adwm" / f"{module}.py").read_text(encoding="utf-8")
     used = {m.split(".")[1] for m in imports(ast.parse(source)) if m.startswith("adwm.") and "." in m}
-    assert not used & {"webshop", "catalogue", "hotpotqa", "scienceworld", "alfworld", "replayer", "collection", "runs", "evaluation"}, "a part of the method imports an environment's engine or its collection"
+    assert not used & {"shop", "webshop", "catalogue", "hotpotqa", "scienceworld", "alfworld", "replayer", "collection", "runs", "evaluation"}, "a part of the method imports an environment's engine or its collection"
     assert not re.search(r"truth[\w-]*\.(csv|jsonl|parquet)", source), "a part of the method names a truth file"
 
 

@@ -186,7 +186,8 @@ def test_generic_logs_of_a_user():
 
 def test_unseen_lists_are_composed_and_unseen_items_adapted():
     from adwm.policies import ScriptedPolicy
-    from adwm.webshop import SEP, read_page
+    from adwm.shop import SEP
+    from adwm.webshop import read_page
     from tests_helpers import small_shop
     real, best = small_shop(1, 60, 12, goal_seed=1)
     domain, logs = real.domain, rollout(real, ScriptedPolicy("expert", best), make_rows(real.tasks(), [.3]), 3, 10, env="webshop")

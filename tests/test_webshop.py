@@ -1,4 +1,4 @@
-"WebShop: parity with recorded episodes, protocol, reward, domain, simulator, expert, loader."
+"The shop and its environment: parity with recorded episodes, protocol, reward, domain, simulator, expert, loader."
 import gzip
 import json
 import math
@@ -12,8 +12,10 @@ from hypothesis import given, strategies as st
 from adwm.catalogue import generate_catalogue, write_catalogue
 from adwm.core import UserError, key_rng, shared_data
 from adwm.episodes import TERMINAL, Task, Turn
-from adwm.webshop import (SEP, WebShopDomain, WebShopSimulator, build_shop, cell_tasks, clicked_options, expert, generated_shop, instruction_words, lexicon_nouns, normalize_color,
-                          read_page, read_request, read_shop, reward, rich_text, sample_goals, spacy_nouns, token_set_ratio, training_worlds, type_reward, world)
+from adwm.shop import (SEP, Search, Shop, build_shop, generated_shop, lexicon_nouns, normalize_color, read_shop, reward, rich_text, sample_goals,
+                       spacy_nouns, token_set_ratio, type_reward)
+from adwm.webshop import (WebShopDomain, WebShopSimulator, cell_tasks, clicked_options, expert, instruction_words, purchase_features, read_page,
+                          read_purchase, read_request, training_worlds, world)
 from tests_helpers import finish, random_walk as walk
 from tests_mutations import quick, spoiled
 
@@ -181,7 +183,6 @@ def test_rich_text_marks_what_was_clicked(shop):
 
 
 def test_attributes_tab_is_optional(shop):
-    from adwm.webshop import Shop
     more = Shop(shop.products, shop.prices, shop.goals, "x", search=shop.search, show_attributes=True)
     g = shop.goals[0]
     v = more.open(g)._replace(kind="item", asin=g.asin)
@@ -266,6 +267,24 @@ def test_list_pages_come_apart_and_together(shop):
     assert f"{adapted.title} {adapted.price}" == wanted and adapted.groups == read_page(item).groups and d.adapt("x", wanted) == "x"
 
 
+def test_search_is_the_formula_over_lucenes_words():
+    texts = ["red soap red", "The red towels", "soap", "a towel's s s"]
+    find, documents = Search(texts, list("abcd"), 3), [["red", "soap", "red"], ["red", "towel"], ["soap"], ["towel", "", ""]]
+    def score(query, d):
+        length, total = len(documents[d]), 0.
+        for w in query.split():
+            n, f = sum(w in x for x in documents), documents[d].count(w)
+            total += math.log(1 + (4 - n + .5) / (n + .5)) * f / (f + .9 * (1 - .4 + .4 * length / (9 / 4)))
+        return total
+    for query in ("red", "soap", "towel", "soap red", "towel soap", "soap soap towel"):
+        scores = {"abcd"[d]: score(query, d) for d in range(4)}
+        assert list(find(query)) == sorted((x for x in scores if scores[x]), key=lambda x: -scores[x])[:3], query
+    assert find("the s") == () and find("Towels'") == find("towel")
+    twins = Search(["red soap"] * 5, list("edcba"), 3)
+    assert twins("soap") == ("e", "d", "c"), "equal scores stay in the order of the documents"
+    with pytest.raises(UserError, match="no words to search"): Search(["the", ""], list("ab"))
+
+
 def test_reference_merges_equal_queries():
     task = Task("t", "red red red", "WebShop [SEP] Search", ("search[]",))
     u = WebShopDomain().reference(task, task.obs, task.choices)
@@ -285,6 +304,8 @@ def test_features_use_text_alone(sim):
     none = sim.domain.features(state.task.text, state.turns[:2], action, state.obs)
     assert np.isfinite(full).all() and full.shape == none.shape and (full != none).any()
     assert sim.domain.features("unreadable", (), "x", TERMINAL).shape == full.shape
+    named = purchase_features(read_purchase(sim.domain, state.task.text, state.turns, state.obs), len(state.turns), action)
+    assert len(named) == 18 and full.tolist() == [*named.values()] and named["share of options met"] == named["bought"] == 1.
     phrases, options, bound = read_request(goal.text)
     assert dict(options) == dict(goal.options) and bound == goal.price_upper
 

@@ -8,7 +8,8 @@ from adwm.core import key_rng
 from adwm.envs import Corridor
 from adwm.policies import ReferencePolicy, ScriptedPolicy
 from adwm.rollouts import make_rows, rollout
-from adwm.webshop import WebShopSimulator, expert, generated_shop, sample_goals
+from adwm.shop import generated_shop, sample_goals
+from adwm.webshop import WebShopSimulator, expert
 
 
 def corridor_episodes(n=10, epsilon=0.3, seed=0, horizon=6):

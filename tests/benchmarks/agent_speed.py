@@ -15,7 +15,8 @@ from adwm.agents import Cursor, LMAgent
 from adwm.core import key_rng, root
 from adwm.rollouts import make_rows, roll_chunk
 from adwm.training import Recipe, build_model, demonstrate, texts_of, train_tokenizer
-from adwm.webshop import WebShopSimulator, expert, generated_shop, sample_goals
+from adwm.shop import generated_shop, sample_goals
+from adwm.webshop import WebShopSimulator, expert
 
 
 class PlainSession:

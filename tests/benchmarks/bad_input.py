@@ -26,7 +26,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from adwm import alfworld, hotpotqa, stages, webshop
+from adwm import alfworld, hotpotqa, stages
+from adwm import shop as shops
 from adwm.adapter import Adapter, load_adapter, save_adapter
 from adwm.agents import LMAgent
 from adwm.catalogue import generate_catalogue, write_catalogue
@@ -475,7 +476,7 @@ def worlds(base):
         def run(folder):
             for n, v in (("items_shuffle.json", products), ("items_ins_v2.json", entries), ("items_human_ins.json", human)):
                 if v is not put and (v is not None or n != "items_human_ins.json"): (folder / n).write_bytes(v if isinstance(v, bytes) else json.dumps(v).encode())
-            s = webshop.read_shop(folder, human=human is not None)
+            s = shops.read_shop(folder, human=human is not None)
             return repr((s.products, sorted(s.prices.items()), s.goals))
         return run
     with tempfile.TemporaryDirectory() as f: sound = shop_of(raw, ins)(Path(f))

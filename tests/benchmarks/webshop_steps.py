@@ -10,7 +10,7 @@ import json
 import time
 
 from adwm.core import key_rng, shared_data
-from adwm.webshop import SEP, generated_shop, read_shop, sample_goals
+from adwm.shop import SEP, generated_shop, read_shop, sample_goals
 
 
 def recorded_mix(path):
