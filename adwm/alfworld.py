@@ -24,7 +24,7 @@ from .envs import Domain, State, World
 from .episodes import TERMINAL, Task, Turn, read_episodes
 from .inputs import Text, Words, checked, parse_json, read_json, read_text, world_call
 from .policies import ScriptedPolicy
-from .replayer import Page, Replayed, Replayer
+from .replayer import EnginePage as Page, EngineSimulator as Replayed, Replayer
 
 # %% ../nbs/46_alfworld.ipynb #3b25aff0
 TYPES = ("pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep",
