@@ -13,7 +13,7 @@ from adwm.rollouts import make_rows, rollout
 from tests_helpers import survives_a_kill
 from tests_mutations import quick, spoiled
 
-needs_engine = pytest.mark.skipif(alf.unavailable() is not None, reason=alf.unavailable() or "")
+needs_engine = pytest.mark.skipif(alf.alfworld_missing() is not None, reason=alf.alfworld_missing() or "")
 SHARED = shared_data("alfworld", "valid_seen.jsonl.gz")
 needs_games = pytest.mark.skipif(SHARED is None, reason="the benchmark's games are not beside the project (shared/data/alfworld)")
 
@@ -186,7 +186,7 @@ def test_one_hundred_generated_games_are_solved_by_the_planner():
     for g in alf.generate_games(100, seed=7):
         _, sas = fast_downward.pddl2sas(domain, g.problem, optimize=True)
         assert lib.solve_sas(sas.encode(), False), g.id
-        assert 2 < lib.get_last_plan_length() < alf.HORIZON, g.id
+        assert 2 < lib.get_last_plan_length() < alf.ALFWORLD_HORIZON, g.id
 
 
 @needs_engine
@@ -293,7 +293,7 @@ def test_worlds_of_a_cell_share_no_house():
 def test_planner_and_explorer_win(sim):
     tasks = sim.tasks([g.id for g in alf.generate_games(12, 2)])
     for t in tasks[:6]: assert sim.player.page(t.id, tuple(sim.player.engine.walkthrough(t.id))).value == 1
-    won = rollout(sim, alf.AlfworldExplorer(), make_rows(tasks), 0, alf.HORIZON, env="alfworld")
+    won = rollout(sim, alf.AlfworldExplorer(), make_rows(tasks), 0, alf.ALFWORLD_HORIZON, env="alfworld")
     assert np.mean([e.ret for e in won]) >= .7
     for e in won:
         assert e.terminated == (e.ret == 1) and (e.last_obs == TERMINAL) == e.terminated
@@ -333,7 +333,7 @@ def test_the_benchmarks_own_games(tmp_path):
     assert all(alf.parse_task(g.text).kind == g.type for g in games)
     small = sorted(games, key=lambda g: len(g.problem))[:2]
     sim = alf.AlfworldSimulator(small)
-    won = rollout(sim, alf.AlfworldExplorer(), make_rows(sim.tasks([g.id for g in small])), 0, alf.HORIZON, env="alfworld")
+    won = rollout(sim, alf.AlfworldExplorer(), make_rows(sim.tasks([g.id for g in small])), 0, alf.ALFWORLD_HORIZON, env="alfworld")
     assert any(e.ret == 1 for e in won)
     folder = tmp_path / "trial"; folder.mkdir()
     d = json.loads(gzip.open(SHARED, "rt").readline())

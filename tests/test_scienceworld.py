@@ -12,7 +12,7 @@ from adwm.policies import ReferencePolicy
 from adwm.rollouts import Row, make_rows, rollout
 from tests_helpers import survives_a_kill
 
-needs_engine = pytest.mark.skipif(sw.unavailable() is not None, reason=sw.unavailable() or "")
+needs_engine = pytest.mark.skipif(sw.scienceworld_missing() is not None, reason=sw.scienceworld_missing() or "")
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +136,10 @@ def test_walking_expert_wins_and_objects_are_used_again():
     ids = [t.id for t in (*tasks["pool"], *tasks["fresh"], *train.tasks)]
     assert len(set(ids)) == 18 and train.simulator is simulator and not any(c.startswith("teleport") for c in tasks["pool"][0].choices)
     rows, player = make_rows(tasks["pool"]), simulator.players[0]
-    won = rollout(simulator, sw.ScienceWorldExpert(simulator), rows, 0, sw.HORIZON, env="scienceworld")
+    won = rollout(simulator, sw.ScienceWorldExpert(simulator), rows, 0, sw.SCIENCE_HORIZON, env="scienceworld")
     assert np.mean([e.ret for e in won]) > .9 and 3 < np.mean([len(e.turns) for e in won]) < 9 and player.engine.spare
     player.pages.clear(); player.games.clear()
-    assert [to_line(e) for e in rollout(simulator, sw.ScienceWorldExpert(simulator), rows, 0, sw.HORIZON, env="scienceworld")] == [to_line(e) for e in won]
+    assert [to_line(e) for e in rollout(simulator, sw.ScienceWorldExpert(simulator), rows, 0, sw.SCIENCE_HORIZON, env="scienceworld")] == [to_line(e) for e in won]
     simulator.close(); sw._simulator.cache_clear(); sw.training_worlds.__wrapped__.cache_clear()
 
 
@@ -156,9 +156,9 @@ def test_expert_wins_from_any_state_and_batching_does_not_matter(sim):
     tasks, expert = sim.draw(6, "dev", seed=3), sw.ScienceWorldExpert(sim)
     rows = make_rows(tasks[:4], [0.0]) + [Row(tasks[4], 0.4), Row(tasks[0], 0.4)]
     sim.domain.focus = False
-    a = rollout(sim, expert, rows, 1, sw.HORIZON, env="scienceworld")
+    a = rollout(sim, expert, rows, 1, sw.SCIENCE_HORIZON, env="scienceworld")
     for p in sim.players: p.pages.clear(); p.games.clear()
-    b = [rollout(sim, expert, [r], 1, sw.HORIZON, env="scienceworld")[0] for r in rows[::-1]][::-1]
+    b = [rollout(sim, expert, [r], 1, sw.SCIENCE_HORIZON, env="scienceworld")[0] for r in rows[::-1]][::-1]
     sim.domain.focus = True
     assert np.mean([e.ret for e in a]) > .9 and [to_line(e) for e in a] == [to_line(e) for e in b]
 

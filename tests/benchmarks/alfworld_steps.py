@@ -4,7 +4,7 @@ import sys, time
 from adwm import alfworld as alf
 from adwm.core import key_rng, shared_data
 
-if missing := alf.unavailable(): sys.exit(missing)
+if missing := alf.alfworld_missing(): sys.exit(missing)
 n = int(sys.argv[1]) if len(sys.argv) > 1 else 6
 
 

@@ -5,7 +5,7 @@ from adwm import scienceworld as sw
 from adwm.policies import ReferencePolicy
 from adwm.rollouts import make_rows, rollout
 
-if missing := sw.unavailable(): sys.exit(missing)
+if missing := sw.scienceworld_missing(): sys.exit(missing)
 n = int(sys.argv[1]) if len(sys.argv) > 1 else 12
 sim = sw.ScienceWorldSimulator(engines=1, focus=False)
 tasks = sim.draw(n, "test")
@@ -26,10 +26,10 @@ for name in ("cold", "warm"):
     player.pages.clear(); player.games.clear(); start = clock()
     sim.tasks([t.id for t in tasks]); report(f"open a game ({name})", n, start)
 start = clock()
-episodes = rollout(sim, ReferencePolicy(sim.domain), make_rows(tasks, [1.0]), 0, sw.HORIZON)
+episodes = rollout(sim, ReferencePolicy(sim.domain), make_rows(tasks, [1.0]), 0, sw.SCIENCE_HORIZON)
 report("page in lockstep", sum(len(e.turns) for e in episodes), start)
 start, player.counts = clock(), dict.fromkeys(player.counts, 0)
-rollout(sim, ReferencePolicy(sim.domain), make_rows(tasks, [1.0]), 0, sw.HORIZON)
+rollout(sim, ReferencePolicy(sim.domain), make_rows(tasks, [1.0]), 0, sw.SCIENCE_HORIZON)
 report("the same from memory", sum(len(e.turns) for e in episodes), start)
 print(player.counts)
 sim.close()
