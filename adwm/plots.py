@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .core import UserError
-from .metrics import Interval, mae, mean_se, policy_lines, summary_line
+from .metrics import Interval, mae, mean_se
+from .rows import policy_lines, summary_line
 from .style import COLORS, color_of, shade, styled
 
 # %% ../nbs/60_plots.ipynb #a088a39c

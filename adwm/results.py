@@ -21,8 +21,8 @@ from .config import EstimatorPart, RunConfig, spec_of
 from .core import UserError, atomic_write, key_rng, patch, root, stage_key
 from .envs import Domain
 from .episodes import Episode, Task, describe, read_episodes
-from .metrics import (ROW, episode_array, floor_rows, mae, noise_floor, paired_interval, policy_lines, spearman,
-                          summary_table, truth_table, value_interval, with_truth)
+from .metrics import mae, noise_floor, paired_interval, spearman, value_interval
+from .rows import ROW, episode_array, know_nothing_rows, policy_lines, summary_table, truth_table, with_truth
 from .policies import ReferencePolicy
 from .rollouts import make_rows, rollout
 from .stages import (STAGES, Workbench, adapter_stage, assets_folder, check_stage, classical_stage, fit_stage, imagine_stage, imagined,
@@ -97,7 +97,7 @@ class Evaluation:
             parts.append(("pool", compare(self.classical_rows(), self.truth["pool"], tasks)))
         none = parts[0][1].iloc[:0]
         pool, fresh = (pd.concat([r for split, r in parts if split == s] or [none], ignore_index=True) for s in ("pool", "fresh"))
-        floors = [floor_rows(pool[pool["seed"] == "all"], self.pool_value(m), m).assign(seed="all") for m in pool["metric"].unique()]
+        floors = [know_nothing_rows(pool[pool["seed"] == "all"], self.pool_value(m), m).assign(seed="all") for m in pool["metric"].unique()]
         return pd.concat([pool, *floors, fresh], ignore_index=True)
 
     def _judged(self, number: int) -> pd.DataFrame:
