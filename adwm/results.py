@@ -22,7 +22,7 @@ from .core import UserError, atomic_write, key_rng, patch, root, stage_key
 from .envs import Domain
 from .episodes import Episode, Task, describe, read_episodes
 from .metrics import mae, noise_floor, paired_interval, spearman, value_interval
-from .metrics import ROW, episode_array, floor_rows, policy_lines, summary_table, truth_table, with_truth
+from .rows import ROW, episode_array, know_nothing_rows, policy_lines, summary_table, truth_table, with_truth
 from .policies import ReferencePolicy
 from .rollouts import make_rows, rollout
 from .stages import (STAGES, Workbench, adapter_stage, assets_folder, check_stage, classical_stage, fit_stage, imagine_stage, imagined,
@@ -97,7 +97,7 @@ class Evaluation:
             parts.append(("pool", compare(self.classical_rows(), self.truth["pool"], tasks)))
         none = parts[0][1].iloc[:0]
         pool, fresh = (pd.concat([r for split, r in parts if split == s] or [none], ignore_index=True) for s in ("pool", "fresh"))
-        floors = [floor_rows(pool[pool["seed"] == "all"], self.pool_value(m), m).assign(seed="all") for m in pool["metric"].unique()]
+        floors = [know_nothing_rows(pool[pool["seed"] == "all"], self.pool_value(m), m).assign(seed="all") for m in pool["metric"].unique()]
         return pd.concat([pool, *floors, fresh], ignore_index=True)
 
     def _judged(self, number: int) -> pd.DataFrame:
@@ -168,9 +168,8 @@ def value_rows(
     for (agent, epsilon), found in values(self.bench, number).items():
         doubt = "" if found.verdict in ("trust", "not checked") else "unreliable"
         status = ": ".join(filter(None, (doubt or "estimated", "; ".join(found.reasons) if doubt else "")))
-        out.append(dict(cell=self.config.cell, setting=part.setting, estimator=part.name, policy=shared_name(agent, epsilon),
-                        epsilon=epsilon, seed="all", metric="reward", value=found.value, lower=found.interval[0],
-                        upper=found.interval[1], n_rollouts=len(found.imagined), status=status) | UNMEASURED)
+        out.append(dict(cell=self.config.cell, setting=part.setting, estimator=part.name, policy=shared_name(agent, epsilon), epsilon=epsilon, seed="all",
+                        metric="reward", value=found.value, lower=found.interval[0], upper=found.interval[1], n_rollouts=len(found.imagined), status=status) | UNMEASURED)
     return pd.DataFrame(out, columns=ROW).astype({k: float for k in BOUNDS})
 
 # %% ../nbs/63_results.ipynb #db759b45
@@ -291,11 +290,11 @@ def best_agent(self: Evaluation, setting: str = "ours", estimator: str = "ADWM")
 
 # %% ../nbs/63_results.ipynb #62e72ba8
 @patch
-def noise_floor(
+def floor(
     self: Evaluation,
     fresh: bool = False,               # on tasks that the pool never saw
     policies: list | None = None,      # (policy, epsilon) as rows name them; None: all
-) -> dict:                             # metric -> NoiseFloor
+) -> dict:                             # metric -> Floor
     "What a perfect simulator with as many rollouts as `ours` would score."
     split = "fresh" if fresh else "pool"
     t = truth_table(self.truth[split], "reward", len(seeds_of(self.config, split)))
@@ -303,21 +302,21 @@ def noise_floor(
     return noise_floor(t["truth"], t["se_within"], t["se_rollout"], self.config.level, epsilon=t["epsilon"].to_numpy())
 
 @patch
-def noise_floor_table(self: Evaluation) -> pd.DataFrame:
+def floor_table(self: Evaluation) -> pd.DataFrame:
     "What a perfect simulator with the same counts would score, on the pool's tasks."
-    lines = {k: {"mean": v.value, "lower": v.lower, "upper": v.upper, "10th percentile": v.tenth} for k, v in self.noise_floor().items()}
+    lines = {k: {"mean": v.value, "lower": v.lower, "upper": v.upper, "10th percentile": v.tenth} for k, v in self.floor().items()}
     return pd.DataFrame(lines).T.rename_axis("perfect simulator")
 
 # %% ../nbs/63_results.ipynb #7526858f
 @patch
 def figure(self: Evaluation, estimator: str = "ADWM") -> "Figure":
-    "The slide: estimate against truth with both error bars, errors on the same policies beside what knows nothing."
+    "The slide: estimate against truth with both error bars, errors on the same policies beside the floors."
     from adwm.plots import PAPER_FIVE, common_errors, estimate_figure
     rows = self.together()
     rows = rows[(rows["setting"] != "classical") | rows["estimator"].isin(PAPER_FIVE)]
-    noise_floor = self.noise_floor(policies=common_errors(rows).policies)["mae"]
+    floor = self.floor(policies=common_errors(rows).policies)["mae"]
     title = f"{self.config.cell}: imagined value against measured value, {self.config.level:.0%} intervals"
-    return estimate_figure(rows, estimator, noise_floor=noise_floor, title=title, level=self.config.level)
+    return estimate_figure(rows, estimator, floor=floor, title=title, level=self.config.level)
 
 @patch
 def epsilon_figure(self: Evaluation, estimator: str = "ADWM") -> "Figure | None":
@@ -354,7 +353,6 @@ def conclusions(
     "Sentences about a run, computed from it: under each heading what was told apart, and what was not."
     out = []
     for heading, found in groups.items():
-        if not found: continue   # this run holds nothing to compare
         apart = [d for d in found if d.verdict != "not told apart"]
         out += [f"**{heading}.** {len(apart)} of {len(found)} are told apart.", *(f"* {d.sentence()}" for d in found), ""]
     return "\n".join(out)
@@ -588,11 +586,9 @@ def losses(self: Evaluation) -> "Figure":
     "Loss curves of one world model per setting, the one behind its first estimator (the paper's Fig. 3)."
     from adwm.fitting import TrainedModel
     from adwm.style import loss_curves
-    first = {}   # setting -> number of its first estimator with a world model
-    for number, part in enumerate(self.config.estimators):
-        if part.fit: first.setdefault(part.setting, number)
-    shown = {self.config.estimators[first[s]].fit: first[s] for s in ("ours", "paper") if s in first}
-    return loss_curves({name: TrainedModel.load(fit_stage(self.bench, number)).curves for name, number in shown.items()})
+    first = {p.setting: (p.fit, i) for i, p in reversed(list(enumerate(self.config.estimators))) if p.fit and p.setting in ("ours", "paper")}
+    lines = [first[s] for s in ("ours", "paper") if s in first]
+    return loss_curves({name: TrainedModel.load(fit_stage(self.bench, number)).curves for name, number in lines})
 
 @patch
 def work(self: Evaluation) -> dict:
@@ -684,7 +680,7 @@ def rank_aims(
     config: RunConfig,
     lines: pd.DataFrame,   # policy lines of `ours`
     summary: pd.Series,    # its line of the summary table
-    noise_floor: dict,     # metric -> what a perfect simulator scores
+    floor: dict,           # metric -> Floor of a perfect simulator
 ) -> list[Aim]:
     "Order of agents at one epsilon: those that are apart, and all of them against a perfect simulator."
     asked, out = config.aims, []
@@ -694,7 +690,7 @@ def rank_aims(
         few = "" if apart >= asked.agents else f"{apart} agents are apart, {asked.agents} are needed"
         out.append(aim(f"Spearman at {tag}, {apart} agents {asked.apart:g} apart", summary.get(f"rho_apart {tag}", np.nan),
                        asked.rank, ">=", few))
-        tenth = noise_floor[f"rho {tag}"].tenth if agents > 2 else np.nan
+        tenth = floor[f"rho {tag}"].tenth if agents > 2 else np.nan
         out.append(aim(f"Spearman at {tag}, all {agents} agents", summary.get(f"rho {tag}", np.nan), tenth, ">=",
                        "" if agents > 2 else "a ranking needs three agents", "10th percentile of a perfect simulator"))
     return out
@@ -755,6 +751,6 @@ def aims(self: Evaluation) -> pd.DataFrame:
     rivals = {e: self.lines(s, e) for s, e in every if s == "floor" or e == "raw nearest neighbour"}
     published = self.lines("paper", name)
     if len(published): rivals[f"paper/{name}"] = published
-    found = [*error_aims(config, lines, summary), unseen, *rank_aims(config, lines, summary, self.noise_floor()),
+    found = [*error_aims(config, lines, summary), unseen, *rank_aims(config, lines, summary, self.floor()),
              *rival_aims(config, lines, rivals)]
     return pd.DataFrame(found).set_index("aim")
