@@ -984,5 +984,5 @@ def training_worlds(
     return [World(simulator, simulator.tasks([g.id for g in made]), AlfworldExplorer().label)]
 
 # %% ../nbs/46_alfworld.ipynb #6272cfef
-ENVIRONMENT = Environment("alfworld", domain, cell_tasks, training_worlds, AlfworldOptions, "alfworld-iter3", unavailable,
+ENVIRONMENT = Environment("alfworld", domain, cell_tasks, training_worlds, AlfworldOptions, "alfworld-iter3", alfworld_missing,
                           title="ALFWorld: household tasks as text", homepage="https://alfworld.github.io")

@@ -6,7 +6,7 @@
 __all__ = ['Z90', 'PAPER_FIVE', 'MOST', 'GROUPS', 'SLIDE', 'FEW', 'scatter', 'CommonErrors', 'common_errors', 'error_ladder',
            'estimate_figure', 'epsilon_curves', 'calibration', 'weight_concentration', 'classical_figure', 'stage_bars']
 
-# %% ../nbs/60_plots.ipynb #7726d159
+# %% ../nbs/60_plots.ipynb #f4d263f9
 import textwrap
 from typing import NamedTuple, Sequence
 
@@ -23,7 +23,7 @@ from .metrics import Interval, mae, mean_se
 from .rows import policy_lines, summary_line
 from .style import COLORS, color_of, shade, styled
 
-# %% ../nbs/60_plots.ipynb #a088a39c
+# %% ../nbs/60_plots.ipynb #16515550
 Z90 = 1.645   # half width of a normal 90 % interval, in standard errors
 
 def _picked(rows: pd.DataFrame, estimator: str, metric: str) -> pd.DataFrame:
@@ -55,7 +55,7 @@ def _dot(color, label: str, **how) -> plt.Line2D:
     "A point for a legend."
     return plt.Line2D([], [], ls="", marker="o", color=color, label=label, **dict(ms=6.5, mec="white", mew=.6) | how)
 
-# %% ../nbs/60_plots.ipynb #937cfdb6
+# %% ../nbs/60_plots.ipynb #a2f57883
 @styled
 def scatter(
     rows: pd.DataFrame,                    # result rows
@@ -84,7 +84,7 @@ def scatter(
                handlelength=1, columnspacing=1.2)
     return fig
 
-# %% ../nbs/60_plots.ipynb #17fd1f4f
+# %% ../nbs/60_plots.ipynb #d7367720
 PAPER_FIVE = ("DM (paper)", "IS", "WIS", "FQE (paper's filter)", "DR")   # the baselines of the paper's Table 2
 MOST = .75   # share of all policies on which the ladder's estimators must agree to be compared
 
@@ -102,7 +102,7 @@ def _on_common(judged: dict, most: float) -> tuple[list, set]:
     return names, common
 
 def common_errors(
-    rows: pd.DataFrame,                      # result rows, floors included
+    rows: pd.DataFrame,                      # result rows, guesses that know nothing included
     metric: str = "reward",                  # or "success"
     reference: tuple = ("ours", "ADWM"),     # (setting, estimator) to hold against those who stand apart
     most: float = MOST,                      # share of the policies that must be left
@@ -122,7 +122,7 @@ def common_errors(
             "common": key in names, "reference": mae(same["truth"], same["value"]) if len(same) else np.nan}
     return CommonErrors(pd.DataFrame(out).T.infer_objects().rename_axis(["setting", "estimator"]), sorted(common))
 
-# %% ../nbs/60_plots.ipynb #9f599ff1
+# %% ../nbs/60_plots.ipynb #5e8a0dcb
 GROUPS = {"ours": "ADWM, ours", "paper": "ADWM, paper", "baseline": "baseline", "classical": "classical",
           "floor": "knows nothing of the agent"}   # setting -> what the legend calls it
 
@@ -139,20 +139,20 @@ def _rung(ax: Axes, at: float, line: pd.Series, color: str, edge: float) -> None
     if not line["common"]: ax.plot(line["reference"], at, "|", color=COLORS["ours"], ms=11, mew=2)
     ax.annotate(f"{line['MAE']:.3f}", (high, at), (6, 0), textcoords="offset points", va="center", fontsize=8)
 
-def _ladder_legend(ax: Axes, colors: dict, floor: Interval | None, apart: bool) -> None:
+def _ladder_legend(ax: Axes, colors: dict, noise_floor: Interval | None, apart: bool) -> None:
     "Below the ladder: whose points they are, and what else is drawn."
     marks = [_dot(colors[s], GROUPS.get(s, s)) for s in sorted(colors, key=[*GROUPS, *colors].index)]
     if apart: marks += [_dot("#444444", "on fewer policies (so many)", mfc="white", mec="#444444", mew=1.4),
                         plt.Line2D([], [], ls="", marker="|", color=COLORS["ours"], ms=11, mew=2, label="ADWM, ours, on these fewer")]
-    if floor is not None: marks.append(Patch(color=COLORS["floor"], alpha=.3, label="a perfect simulator"))
+    if noise_floor is not None: marks.append(Patch(color=COLORS["floor"], alpha=.3, label="a perfect simulator"))
     ax.figure.legend(handles=marks, loc="outside lower center", ncols=3, handletextpad=.3, handlelength=1, columnspacing=1.2)
 
-# %% ../nbs/60_plots.ipynb #94d304a3
+# %% ../nbs/60_plots.ipynb #1d62db04
 @styled
 def error_ladder(
-    found: CommonErrors,              # of `common_errors`
-    floor: Interval | None = None,    # of a perfect simulator's MAE on the same policies; None: no band
-    ax: Axes | None = None,           # axes to draw on; None: a new figure
+    found: CommonErrors,                    # of `common_errors`
+    noise_floor: Interval | None = None,    # of a perfect simulator's MAE on the same policies; None: no band
+    ax: Axes | None = None,                 # axes to draw on; None: a new figure
 ) -> Figure:
     "Mean absolute errors on the same policies, best first, with their intervals; below a line, estimators that judged fewer policies."
     table = found.errors.sort_values("MAE").sort_values("common", ascending=False, kind="stable")
@@ -168,11 +168,11 @@ def error_ladder(
     ax.set_title(f"error on the same {len(found.policies)} policies")
     ax.grid(axis="y", visible=False)
     if not common.all(): ax.axhline(common.sum() - .2, color="#bbbbbb", lw=.8)
-    if floor is not None: ax.axvspan(floor.lower, floor.upper, color=COLORS["floor"], alpha=.22, lw=0, zorder=0)
-    _ladder_legend(ax, colors, floor, not common.all())
+    if noise_floor is not None: ax.axvspan(noise_floor.lower, noise_floor.upper, color=COLORS["floor"], alpha=.22, lw=0, zorder=0)
+    _ladder_legend(ax, colors, noise_floor, not common.all())
     return ax.figure
 
-# %% ../nbs/60_plots.ipynb #4ca3988c
+# %% ../nbs/60_plots.ipynb #eda46fa0
 SLIDE = (13.3, 5.7)   # inches
 
 def _refusal(ax: Axes, rows: pd.DataFrame, estimator: str) -> None:
@@ -184,12 +184,12 @@ def _refusal(ax: Axes, rows: pd.DataFrame, estimator: str) -> None:
 
 @styled
 def estimate_figure(
-    rows: pd.DataFrame,               # result rows, floors included
-    estimator: str = "ADWM",          # whose scatter
-    metric: str = "reward",           # or "success"
-    floor: Interval | None = None,    # of a perfect simulator's MAE
-    title: str = "",                  # over the whole figure
-    level: float = .9,                # of the intervals
+    rows: pd.DataFrame,                     # result rows, guesses that know nothing included
+    estimator: str = "ADWM",                # whose scatter
+    metric: str = "reward",                 # or "success"
+    noise_floor: Interval | None = None,    # of a perfect simulator's MAE
+    title: str = "",                        # over the whole figure
+    level: float = .9,                      # of the intervals
 ) -> Figure:
     "One slide: estimate against truth per setting, and errors on the same policies beside guesses that know nothing."
     mine = rows[(rows["estimator"] == estimator) & (rows["metric"] == metric)]
@@ -199,12 +199,12 @@ def estimate_figure(
     left, right = fig.subfigures(1, 2, width_ratios=[1.45, 1])
     axes = list(left.subplots(1, panels, squeeze=False)[0])
     if refused: _refusal(axes[0], mine, estimator)
-    else: scatter(rows, estimator, metric, floor and floor.value, axes)
-    error_ladder(common_errors(rows, metric, ("ours", estimator), level=level), floor, right.subplots())
+    else: scatter(rows, estimator, metric, noise_floor and noise_floor.value, axes)
+    error_ladder(common_errors(rows, metric, ("ours", estimator), level=level), noise_floor, right.subplots())
     if title: fig.suptitle(title, fontsize=13, fontweight="bold", x=.01, ha="left")
     return fig
 
-# %% ../nbs/60_plots.ipynb #11f661b8
+# %% ../nbs/60_plots.ipynb #558f9366
 def _curve_panel(
     ax: Axes,
     lines: pd.DataFrame,  # policy lines of one agent, the shared policy included
@@ -246,7 +246,7 @@ def epsilon_curves(
     if title: fig.suptitle(title, fontsize=12, fontweight="bold", x=.01, ha="left")
     return fig
 
-# %% ../nbs/60_plots.ipynb #c2baeca4
+# %% ../nbs/60_plots.ipynb #c720d122
 @styled
 def calibration(
     predicted: dict,                  # name -> predicted rewards on held-out ends, (n,)
@@ -269,7 +269,7 @@ def calibration(
     ax.legend()
     return fig
 
-# %% ../nbs/60_plots.ipynb #8f95564f
+# %% ../nbs/60_plots.ipynb #2629d05d
 @styled
 def weight_concentration(
     log_weights: dict,  # name (a horizon, a policy) -> log weights of the trajectories, (n,)
@@ -285,7 +285,7 @@ def weight_concentration(
     ax.legend(loc="center left", bbox_to_anchor=(1, .5))
     return fig
 
-# %% ../nbs/60_plots.ipynb #00b47906
+# %% ../nbs/60_plots.ipynb #761fde27
 FEW = 20   # effective trajectories below which an estimate is unreliable
 
 def _value_panel(ax: Axes, curves: pd.DataFrame, shown: Sequence[str]) -> None:
@@ -320,7 +320,7 @@ def classical_figure(
     for ax in (left, right): ax.legend(loc="center left", bbox_to_anchor=(1, .5))
     return fig
 
-# %% ../nbs/60_plots.ipynb #6c48fb6b
+# %% ../nbs/60_plots.ipynb #a2e1072c
 @styled
 def stage_bars(
     seconds: dict | pd.DataFrame,  # stage -> seconds, or a DataFrame with columns stage and seconds

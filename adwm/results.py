@@ -12,7 +12,7 @@ __all__ = ['RESAMPLES', 'UNMEASURED', 'DOUBTS', 'BOUNDS', 'POST_DRAWS', 'shared_
 import dataclasses, json, tempfile
 from pathlib import Path
 from statistics import NormalDist
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -168,8 +168,9 @@ def value_rows(
     for (agent, epsilon), found in values(self.bench, number).items():
         doubt = "" if found.verdict in ("trust", "not checked") else "unreliable"
         status = ": ".join(filter(None, (doubt or "estimated", "; ".join(found.reasons) if doubt else "")))
-        out.append(dict(cell=self.config.cell, setting=part.setting, estimator=part.name, policy=shared_name(agent, epsilon), epsilon=epsilon, seed="all",
-                        metric="reward", value=found.value, lower=found.interval[0], upper=found.interval[1], n_rollouts=len(found.imagined), status=status) | UNMEASURED)
+        out.append(dict(cell=self.config.cell, setting=part.setting, estimator=part.name, policy=shared_name(agent, epsilon),
+                        epsilon=epsilon, seed="all", metric="reward", value=found.value, lower=found.interval[0],
+                        upper=found.interval[1], n_rollouts=len(found.imagined), status=status) | UNMEASURED)
     return pd.DataFrame(out, columns=ROW).astype({k: float for k in BOUNDS})
 
 # %% ../nbs/63_results.ipynb #db759b45
@@ -290,11 +291,11 @@ def best_agent(self: Evaluation, setting: str = "ours", estimator: str = "ADWM")
 
 # %% ../nbs/63_results.ipynb #62e72ba8
 @patch
-def floor(
+def noise_floor(
     self: Evaluation,
     fresh: bool = False,               # on tasks that the pool never saw
     policies: list | None = None,      # (policy, epsilon) as rows name them; None: all
-) -> dict:                             # metric -> Floor
+) -> dict:                             # metric -> NoiseFloor
     "What a perfect simulator with as many rollouts as `ours` would score."
     split = "fresh" if fresh else "pool"
     t = truth_table(self.truth[split], "reward", len(seeds_of(self.config, split)))
@@ -302,21 +303,21 @@ def floor(
     return noise_floor(t["truth"], t["se_within"], t["se_rollout"], self.config.level, epsilon=t["epsilon"].to_numpy())
 
 @patch
-def floor_table(self: Evaluation) -> pd.DataFrame:
+def noise_floor_table(self: Evaluation) -> pd.DataFrame:
     "What a perfect simulator with the same counts would score, on the pool's tasks."
-    lines = {k: {"mean": v.value, "lower": v.lower, "upper": v.upper, "10th percentile": v.tenth} for k, v in self.floor().items()}
+    lines = {k: {"mean": v.value, "lower": v.lower, "upper": v.upper, "10th percentile": v.tenth} for k, v in self.noise_floor().items()}
     return pd.DataFrame(lines).T.rename_axis("perfect simulator")
 
 # %% ../nbs/63_results.ipynb #7526858f
 @patch
 def figure(self: Evaluation, estimator: str = "ADWM") -> "Figure":
-    "The slide: estimate against truth with both error bars, errors on the same policies beside the floors."
+    "The slide: estimate against truth with both error bars, errors on the same policies beside what knows nothing."
     from adwm.plots import PAPER_FIVE, common_errors, estimate_figure
     rows = self.together()
     rows = rows[(rows["setting"] != "classical") | rows["estimator"].isin(PAPER_FIVE)]
-    floor = self.floor(policies=common_errors(rows).policies)["mae"]
+    noise_floor = self.noise_floor(policies=common_errors(rows).policies)["mae"]
     title = f"{self.config.cell}: imagined value against measured value, {self.config.level:.0%} intervals"
-    return estimate_figure(rows, estimator, floor=floor, title=title, level=self.config.level)
+    return estimate_figure(rows, estimator, noise_floor=noise_floor, title=title, level=self.config.level)
 
 @patch
 def epsilon_figure(self: Evaluation, estimator: str = "ADWM") -> "Figure | None":
@@ -353,6 +354,7 @@ def conclusions(
     "Sentences about a run, computed from it: under each heading what was told apart, and what was not."
     out = []
     for heading, found in groups.items():
+        if not found: continue   # this run holds nothing to compare
         apart = [d for d in found if d.verdict != "not told apart"]
         out += [f"**{heading}.** {len(apart)} of {len(found)} are told apart.", *(f"* {d.sentence()}" for d in found), ""]
     return "\n".join(out)
@@ -586,9 +588,11 @@ def losses(self: Evaluation) -> "Figure":
     "Loss curves of one world model per setting, the one behind its first estimator (the paper's Fig. 3)."
     from adwm.fitting import TrainedModel
     from adwm.style import loss_curves
-    first = {p.setting: (p.fit, i) for i, p in reversed(list(enumerate(self.config.estimators))) if p.fit and p.setting in ("ours", "paper")}
-    lines = [first[s] for s in ("ours", "paper") if s in first]
-    return loss_curves({name: TrainedModel.load(fit_stage(self.bench, number)).curves for name, number in lines})
+    first = {}   # setting -> number of its first estimator with a world model
+    for number, part in enumerate(self.config.estimators):
+        if part.fit: first.setdefault(part.setting, number)
+    shown = {self.config.estimators[first[s]].fit: first[s] for s in ("ours", "paper") if s in first}
+    return loss_curves({name: TrainedModel.load(fit_stage(self.bench, number)).curves for name, number in shown.items()})
 
 @patch
 def work(self: Evaluation) -> dict:
@@ -680,7 +684,7 @@ def rank_aims(
     config: RunConfig,
     lines: pd.DataFrame,   # policy lines of `ours`
     summary: pd.Series,    # its line of the summary table
-    floor: dict,           # metric -> Floor of a perfect simulator
+    noise_floor: dict,     # metric -> what a perfect simulator scores
 ) -> list[Aim]:
     "Order of agents at one epsilon: those that are apart, and all of them against a perfect simulator."
     asked, out = config.aims, []
@@ -690,7 +694,7 @@ def rank_aims(
         few = "" if apart >= asked.agents else f"{apart} agents are apart, {asked.agents} are needed"
         out.append(aim(f"Spearman at {tag}, {apart} agents {asked.apart:g} apart", summary.get(f"rho_apart {tag}", np.nan),
                        asked.rank, ">=", few))
-        tenth = floor[f"rho {tag}"].tenth if agents > 2 else np.nan
+        tenth = noise_floor[f"rho {tag}"].tenth if agents > 2 else np.nan
         out.append(aim(f"Spearman at {tag}, all {agents} agents", summary.get(f"rho {tag}", np.nan), tenth, ">=",
                        "" if agents > 2 else "a ranking needs three agents", "10th percentile of a perfect simulator"))
     return out
@@ -751,6 +755,6 @@ def aims(self: Evaluation) -> pd.DataFrame:
     rivals = {e: self.lines(s, e) for s, e in every if s == "floor" or e == "raw nearest neighbour"}
     published = self.lines("paper", name)
     if len(published): rivals[f"paper/{name}"] = published
-    found = [*error_aims(config, lines, summary), unseen, *rank_aims(config, lines, summary, self.floor()),
+    found = [*error_aims(config, lines, summary), unseen, *rank_aims(config, lines, summary, self.noise_floor()),
              *rival_aims(config, lines, rivals)]
     return pd.DataFrame(found).set_index("aim")
