@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Key', 'TEN_TURNS', 'GROUP', 'OURS', 'Reference', 'State', 'Outcome', 'Simulator', 'advance', 'words', 'overlap',
-           'Domain', 'World', 'Corridor', 'Slippery', 'NoOptions', 'takes', 'nothing_missing', 'Environment',
-           'check_environment', 'environments', 'is_path', 'environment_name', 'load_environment', 'find_environment']
+           'Overridden', 'Domain', 'World', 'Corridor', 'Slippery', 'NoOptions', 'takes', 'nothing_missing',
+           'Environment', 'check_environment', 'environments', 'is_path', 'environment_name', 'load_environment',
+           'find_environment']
 
 # %% ../nbs/03_envs.ipynb #df989ba4
 import functools, importlib, re
@@ -96,6 +97,12 @@ def overlap(
     return len(sa & set(b)) / len(sa) if sa else 0.0
 
 # %% ../nbs/03_envs.ipynb #0bd742fb
+class Overridden:
+    "A class attribute that is true where a subclass has a method of its own; a subclass may say otherwise."
+    def __init__(self, method: str): self.method = method
+    def __set_name__(self, owner, name): self.owner = owner
+    def __get__(self, instance, cls) -> bool: return getattr(cls, self.method) is not getattr(self.owner, self.method)
+
 class Domain:
     "What a method asks about pages and actions; these defaults work on any logs."
     name = "generic"
@@ -103,15 +110,9 @@ class Domain:
     free_text = True             # whether an agent's own words can be actions where a page lists none
     free_word = "search"         # the agent's word that opens free text
     look_up = {}                 # fields of retrieval.MatchWeights that a look-up in this environment weighs differently
-    many_worlds = False          # whether tasks have worlds of their own: `world` says which
-    adapts = False               # whether a page can be put into the words of another action: `adapt` does it
-    composes = False             # whether lists of results can be taken apart and made: `listed`, `lines`, `compose`
-
-    def __init_subclass__(cls, **kwargs):
-        "Whoever overrides one of the three needs not say so."
-        super().__init_subclass__(**kwargs)
-        for flag, method in (("many_worlds", "world"), ("adapts", "adapt"), ("composes", "compose")):
-            if method in vars(cls) and flag not in vars(cls): setattr(cls, flag, True)
+    many_worlds = Overridden("world")      # whether tasks have worlds of their own: `world` says which
+    adapts = Overridden("adapt")           # whether a page can be put into the words of another action: `adapt` does it
+    composes = Overridden("compose")       # whether lists of results can be taken apart and made: `listed`, `lines`, `compose`
 
     def page_type(self, obs: str) -> str:
         "A label that pages of one kind share."

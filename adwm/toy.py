@@ -115,7 +115,6 @@ class KioskDomain(Domain):
     "The kiosk's pages and actions behind the common interface."
     name = "kiosk"
     look_up = {"fit": 1.0}       # customers go where the words of their wish are
-    composes = adapts = True     # lists can be taken apart, and pages put into other words
 
     def page_type(self, obs: str) -> str:
         "front, list, good or end."
