@@ -114,11 +114,12 @@ def test_no_real_environment_while_imagining(run, tmp_path, monkeypatch):
 
 def test_estimates_do_not_see_the_truth(run, tmp_path, monkeypatch):
     import adwm.evaluation as ev, adwm.results as results
+    from adwm.stages import workbench
     monkeypatch.setattr(results, "read_truth_frame", lambda *a: (_ for _ in ()).throw(RuntimeError("truth")))
     config = smoke(tmp_path / "cache")
     with pytest.raises(RuntimeError, match="truth"): ev.evaluate(config)
     for i, part in enumerate(config.estimators):
-        mine = results.estimate_rows(config, part, results.imagined(config, i), "estimated")
+        mine = results.estimate_rows(config, part, results.imagined(workbench(config), i), "estimated")
         theirs = run.rows[(run.rows["setting"] == part.setting) & (run.rows["estimator"] == part.name)]
         pd.testing.assert_series_equal(mine["value"].reset_index(drop=True), theirs["value"].reset_index(drop=True), check_exact=False) if theirs["value"].notna().all() else None
 
