@@ -205,8 +205,9 @@ class FunctionPolicy:
 # %% ../nbs/56_estimation.ipynb #ef6fb09a
 def as_policy(agent) -> Policy:
     "A policy as it is, a function as a policy; raises UserError for anything else."
-    if hasattr(agent, "session") and hasattr(agent, "name"): return agent
-    if callable(agent) and not inspect.isclass(agent): return FunctionPolicy(agent)
+    if not inspect.isclass(agent):   # a class has a policy's members too, but cannot act
+        if hasattr(agent, "session") and hasattr(agent, "name"): return agent
+        if callable(agent): return FunctionPolicy(agent)
     raise UserError(f"an agent is a policy (name, session, act, observe) or a function from a state to an action, not {agent!r:.80}")
 
 # %% ../nbs/56_estimation.ipynb #a912a2c5
