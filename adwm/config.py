@@ -20,7 +20,8 @@ from pydantic import WithJsonSchema
 
 from .collection import CellSpec, Collect, Names, check_world, pool_plan
 from .envs import OURS, environment_name, find_environment
-from .core import Check, Count, Fraction, Name, OptionalName, Positive, Rate, Said, Share, UserError, adapter, atomic_write, configuration, distinct, from_dict, near, plain_name, root
+from .core import (Check, Count, Fraction, Name, OptionalName, Positive, Rate, Said, Share, UserError, adapter, atomic_write,
+                       configuration, distinct, from_dict, near, plain_name, root)
 from .policies import ReferencePolicy
 
 # %% ../nbs/61_config.ipynb #9827f8fa
@@ -65,7 +66,8 @@ def known_kind(name: str) -> str:
     from adwm.estimation import ESTIMATORS
     valid = ["adwm", "neighbour", *ESTIMATORS]
     if name not in valid and not is_path(name):
-        raise ValueError(f"cannot be {name[:40]!r}{near(name, valid)}; the valid ones are {', '.join(valid)}, or an import path like package.module:Name")
+        raise ValueError(f"cannot be {name[:40]!r}{near(name, valid)}; the valid ones are {', '.join(valid)}, "
+                         "or an import path like package.module:Name")
     return name
 
 Kind = Annotated[str, Check(known_kind)]
@@ -80,6 +82,7 @@ class FitPart:
     train: Annotated[dict, fields_of("fitting.FitConfig")] = field(default_factory=dict)
     model: Annotated[dict, fields_of("world_model.ModelConfig")] = field(default_factory=dict)
 
+# %% ../nbs/61_config.ipynb #0b66ed85
 @configuration
 class EstimatorPart:
     "One line of the tables: a simulator, what reads it, and on which tasks."
@@ -87,7 +90,8 @@ class EstimatorPart:
     setting: Literal["paper", "ours", "baseline"]   # as in rows.csv
     kind: Kind                                      # "adwm", "neighbour", a name of estimation.ESTIMATORS, or "package.module:Name"
     fit: OptionalName = ""     # for adwm: which world model
-    imagine: Annotated[dict, fields_of({"adwm": "imagination.Imagine", "neighbour": "retrieval.MatchWeights"})] = field(default_factory=dict)
+    imagine: Annotated[dict, fields_of({"adwm": "imagination.Imagine",
+                                        "neighbour": "retrieval.MatchWeights"})] = field(default_factory=dict)
     adapter: OptionalName = "" # for adwm: which adapter the agent reads soft tokens through
     structured: bool = True    # for neighbour: page types and templates, or raw text
     domain: Literal["", "generic"] = ""                    # "generic": nothing specific to the environment
@@ -197,12 +201,14 @@ def strict_loader() -> type:
             if key.tag.endswith(":merge"): continue
             name, mark = loader.construct_object(key, deep=True), key.start_mark
             if not isinstance(name, str): raise yaml.MarkedYAMLError(problem=f"the key {name!r} is not text", problem_mark=mark)
-            if name in lines: raise yaml.MarkedYAMLError(problem=f"the key '{name}' stands twice, first in line {lines[name]}", problem_mark=mark)
+            if name in lines:
+                raise yaml.MarkedYAMLError(problem=f"the key '{name}' stands twice, first in line {lines[name]}", problem_mark=mark)
             lines[name] = mark.line + 1
         return loader.construct_mapping(node, deep)
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     return Loader
 
+# %% ../nbs/61_config.ipynb #95a40c94
 def read_cell(
     cell: str,        # name of a file in params/, without .yaml
     folder: Path,     # params/
@@ -262,29 +268,40 @@ def check_estimator(config: RunConfig, e: EstimatorPart) -> None:
     who = f"estimator '{e.name}'"
     if e.kind not in ("adwm", "neighbour"): return check_other(config, e, who)
     if e.options: raise UserError(f"{who} is of the kind {e.kind}, for which options mean nothing; leave them out")
-    for what, names, valid in (("fit", [e.fit] if e.kind == "adwm" else [], config.fits), ("adapter", [e.adapter] if e.adapter else [], config.adapters), ("target", e.agents, config.collect.targets)):
+    for what, names, valid in (("fit", [e.fit] if e.kind == "adwm" else [], config.fits),
+                               ("adapter", [e.adapter] if e.adapter else [], config.adapters),
+                               ("target", e.agents, config.collect.targets)):
         for n in names:
             if n not in valid: raise UserError(f"{who} needs the {what} '{n}'{near(n, valid)}; the valid ones are {', '.join(valid)}")
     if e.kind == "adwm" and config.fits[e.fit].pool != e.pool:
-        raise UserError(f"{who} uses {e.pool or 'all'} trajectories and its fit '{e.fit}' {config.fits[e.fit].pool or 'all'}; give both the same pool")
+        raise UserError(f"{who} uses {e.pool or 'all'} trajectories and its fit '{e.fit}' {config.fits[e.fit].pool or 'all'}; "
+                        "give both the same pool")
     plain = EstimatorPart(e.name, e.setting, e.kind)
     for name in ("domain", "structured") if e.kind == "adwm" else ("fit", "adapter"):
-        if getattr(e, name) != getattr(plain, name): raise UserError(f"{who} is of the kind {e.kind}, for which {name} means nothing; leave it out")
-    if e.readout == "head" and e.kind == "neighbour": raise UserError(f"{who}: a look-up has no head; readout must be text or logged")
-    if e.readout == "logged" and e.kind == "adwm": raise UserError(f"{who} is of the kind adwm, which reads no logged reward; readout must be text or head")
-    if e.reading != plain.reading and e.readout != "head": raise UserError(f"{who}: reading says how the head is read, and readout is '{e.readout}'; leave it out")
+        if getattr(e, name) != getattr(plain, name):
+            raise UserError(f"{who} is of the kind {e.kind}, for which {name} means nothing; leave it out")
+    if e.readout == "head" and e.kind == "neighbour":
+        raise UserError(f"{who}: a look-up has no head; readout must be text or logged")
+    if e.readout == "logged" and e.kind == "adwm":
+        raise UserError(f"{who} is of the kind adwm, which reads no logged reward; readout must be text or head")
+    if e.reading != plain.reading and e.readout != "head":
+        raise UserError(f"{who}: reading says how the head is read, and readout is '{e.readout}'; leave it out")
     if e.kind == "adwm": check_soft(config, e, who)
     there = config.collect.pool_tasks if e.split == "pool" else config.collect.fresh_tasks
     if e.tasks > there: raise UserError(f"{who} asks for {e.tasks} tasks, and the split '{e.split}' has {there}")
 
+# %% ../nbs/61_config.ipynb #d6ed5015
 def check_soft(config: RunConfig, e: EstimatorPart, who: str) -> None:
     "Soft tokens and continuation need an adapter, and an adapter needs one of them."
     from adwm.imagination import Imagine
     base = Imagine.paper() if config.fits[e.fit].setting == "paper" else Imagine()
     asked = [n for n in ("soft", "gamma") if e.imagine.get(n)]
-    if asked and not e.adapter: raise UserError(f"{who}: imagine.{asked[0]} needs an adapter, and the estimator names none; name one of {', '.join(config.adapters) or 'adapters, which is empty'}, or leave imagine.{asked[0]} out")
+    if asked and not e.adapter:
+        raise UserError(f"{who}: imagine.{asked[0]} needs an adapter, and the estimator names none; "
+                        f"name one of {', '.join(config.adapters) or 'adapters, which is empty'}, or leave imagine.{asked[0]} out")
     if e.adapter and not (e.imagine.get("soft", base.soft) or e.imagine.get("gamma", base.gamma)):
-        raise UserError(f"{who} names the adapter '{e.adapter}', which nothing reads through; set imagine.soft or imagine.gamma, or leave it out")
+        raise UserError(f"{who} names the adapter '{e.adapter}', which nothing reads through; "
+                        "set imagine.soft or imagine.gamma, or leave it out")
 
 def check_other(config: RunConfig, e: EstimatorPart, who: str) -> None:
     "An estimator by its name or import path: it must be there, take its options, and is asked on the pool's tasks."
@@ -293,26 +310,34 @@ def check_other(config: RunConfig, e: EstimatorPart, who: str) -> None:
     except UserError as err: raise UserError(f"{who}: {err}") from None
     other = EstimatorPart(e.name, e.setting, e.kind)
     for name in ("fit", "imagine", "adapter", "structured", "domain", "readout", "reading", "split", "tasks"):
-        if getattr(e, name) != getattr(other, name): raise UserError(f"{who} is of the kind {e.kind}, for which {name} means nothing; leave it out, or use options")
+        if getattr(e, name) != getattr(other, name):
+            raise UserError(f"{who} is of the kind {e.kind}, for which {name} means nothing; leave it out, or use options")
     for n in e.agents:
-        if n not in config.collect.targets: raise UserError(f"{who} needs the target '{n}'{near(n, config.collect.targets)}; the valid ones are {', '.join(config.collect.targets)}")
+        if n not in config.collect.targets:
+            raise UserError(f"{who} needs the target '{n}'{near(n, config.collect.targets)}; "
+                            f"the valid ones are {', '.join(config.collect.targets)}")
 
 # %% ../nbs/61_config.ipynb #b51e4b3c
 def check_sizes(config: RunConfig) -> None:
     "No more may be asked for than was logged."
     c, logged = config.collect, config.collect.reads or (*config.collect.behaviors, ReferencePolicy.name)
     there = sum(k.policy in logged for _, k, _ in pool_plan(list(c.behaviors), c.pool_tasks, c.slots))
-    parts = [*((f"fits.{n}", f) for n, f in config.fits.items()), *((f"estimator '{e.name}'", e) for e in config.estimators), *([("classical", config.classical)] if config.classical else [])]
+    parts = [*((f"fits.{n}", f) for n, f in config.fits.items()), *((f"estimator '{e.name}'", e) for e in config.estimators),
+             *([("classical", config.classical)] if config.classical else [])]
     for where, part in parts:
         if part.pool > there: raise UserError(f"{where}: pool is {part.pool}, and {there} trajectories were logged; 0 is all")
     for where, folds in (("folds", config.folds), ("classical.folds", config.classical.folds if config.classical else 0)):
         if folds > c.pool_tasks: raise UserError(f"{where} is {folds}, and the pool has {c.pool_tasks} tasks")
 
 def check_seeds(config: RunConfig) -> None:
-    "A seed that measured the truth or logged the pool imagines nothing: estimates would share their luck with what they are compared with or learned from."
-    c, used = config.collect, [("imagine.seeds", config.imagine.seeds), *((f"estimators[{i}].seeds", e.seeds) for i, e in enumerate(config.estimators))]
+    "A seed that measured the truth or logged the pool imagines nothing."
+    # estimates would share their luck with what they are compared with or learned from
+    c = config.collect
+    used = [("imagine.seeds", config.imagine.seeds), *((f"estimators[{i}].seeds", e.seeds) for i, e in enumerate(config.estimators))]
     if config.classical: used.append(("classical.seeds", config.classical.seeds))
-    if c.truth_seed == c.pool_seed: raise UserError(f"collect.truth_seed and collect.pool_seed are both {c.truth_seed}; the truth must be measured with another seed than the pool's")
+    if c.truth_seed == c.pool_seed:
+        raise UserError(f"collect.truth_seed and collect.pool_seed are both {c.truth_seed}; "
+                        "the truth must be measured with another seed than the pool's")
     for what, seed in (("measured the truth", c.truth_seed), ("logged the pool", c.pool_seed)):
         for where, seeds in used:
             if seed in seeds: raise UserError(f"{where}: seed {seed} {what}; use other seeds here")
@@ -321,11 +346,14 @@ def check_epsilons(config: RunConfig) -> None:
     "An estimate needs a truth at the same epsilon."
     c = config.collect
     for x in config.aims.epsilons:
-        if x not in c.epsilons: raise UserError(f"aims.epsilons: the truth was not measured at {x:g}; it was at {', '.join(f'{m:g}' for m in c.epsilons)}")
+        if x not in c.epsilons:
+            raise UserError(f"aims.epsilons: the truth was not measured at {x:g}; it was at {', '.join(f'{m:g}' for m in c.epsilons)}")
     for e in config.estimators:
         epsilons, measured = e.epsilons or config.imagine.epsilons, c.epsilons if e.split == "pool" else c.fresh_epsilons
         for x in epsilons:
-            if x not in measured: raise UserError(f"estimator '{e.name}' imagines epsilon {x:g}, and the truth of the split '{e.split}' was measured at {', '.join(f'{m:g}' for m in measured)}")
+            if x not in measured:
+                raise UserError(f"estimator '{e.name}' imagines epsilon {x:g}, and the truth of the split '{e.split}' "
+                                f"was measured at {', '.join(f'{m:g}' for m in measured)}")
 
 # %% ../nbs/61_config.ipynb #af066a1c
 def load_config(
@@ -340,14 +368,18 @@ def load_config(
     name = cell or find_environment(env or "webshop").cell
     values = read_cell(name, folder or root() / "params")
     profiles = profiles_of(values, file := f"params/{name}.yaml")
-    if not isinstance(profile, str) or profile not in profiles: raise UserError(f"the cell {name} has no profile '{profile}'{near(profile, profiles)}; the valid ones are {', '.join(profiles)}")
-    all_of_them = {p: checked(overlay(overlay(values, v), {"profile": p}), file if p == "default" else f"{file} (profile {p})") for p, v in profiles.items()}
+    if not isinstance(profile, str) or profile not in profiles:
+        raise UserError(f"the cell {name} has no profile '{profile}'{near(profile, profiles)}; the valid ones are {', '.join(profiles)}")
+    all_of_them = {p: checked(overlay(overlay(values, v), {"profile": p}), file if p == "default" else f"{file} (profile {p})")
+                   for p, v in profiles.items()}
     config, given = all_of_them[profile], parse_seeds(seeds)
-    if find_environment(env or config.env) != find_environment(config.env): raise UserError(f"the cell {name} is of the environment '{config.env}', not '{env}'")
+    if find_environment(env or config.env) != find_environment(config.env):
+        raise UserError(f"the cell {name} is of the environment '{config.env}', not '{env}'")
     if config.cell != name: raise UserError(f"{file} says cell: {config.cell}; the two names must agree")
     change = ({"imagine": {"seeds": given}} if given else {}) | ({"source": source} if source else {})
     return checked(overlay(dataclasses.asdict(config), change), "-p") if change else config
 
+# %% ../nbs/61_config.ipynb #7a761864
 def profiles_of(
     values: dict,   # a file of params/; its profiles are taken out
     where: str,
@@ -372,7 +404,8 @@ def check_parameters(
     "Refuse a parameter of a run notebook that load_config does not know."
     valid = [p for p in inspect.signature(load_config).parameters if p != "folder"]
     for name, value in scope.items():
-        if isinstance(value, (str, int, float, list, dict, tuple, type(None))) and not name.startswith("_") and name not in (*valid, "In", "Out"):
+        mine = not name.startswith("_") and name not in (*valid, "In", "Out")
+        if isinstance(value, (str, int, float, list, dict, tuple, type(None))) and mine:
             raise UserError(f"there is no parameter '{name}'{near(name, valid)}; the valid ones are {', '.join(valid)}")
 
 # %% ../nbs/61_config.ipynb #2ec554ee
@@ -382,11 +415,13 @@ def schema() -> dict:
     parts = full.pop("$defs")
     part = _loose({"type": "object", "properties": full["properties"], "additionalProperties": False})
     loose = {f"Some{name}": _loose(p) for name, p in parts.items()}
-    full["properties"] = full["properties"] | {"profiles": {"type": "object", "additionalProperties": {"anyOf": [{"$ref": "#/$defs/Profile"}, {"type": "null"}]}}}
+    profile = {"anyOf": [{"$ref": "#/$defs/Profile"}, {"type": "null"}]}
+    full["properties"] = full["properties"] | {"profiles": {"type": "object", "additionalProperties": profile}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **full, "$defs": parts | loose | {"Profile": part}}
 
 def _loose(node):
-    if isinstance(node, dict): return {k: v.replace("#/$defs/", "#/$defs/Some") if k == "$ref" else _loose(v) for k, v in node.items() if k != "required"}
+    if isinstance(node, dict):
+        return {k: v.replace("#/$defs/", "#/$defs/Some") if k == "$ref" else _loose(v) for k, v in node.items() if k != "required"}
     return [_loose(v) for v in node] if isinstance(node, list) else node
 
 def write_schema(

@@ -111,7 +111,8 @@ def distinct(values: tuple) -> tuple:
 
 def plain_name(text: str) -> str:
     "A name that can be that of a file in a folder, and of no other."
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text): raise ValueError(f"must be a plain name of letters, digits, '-', '_' and '.', not {text[:40]!r}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise ValueError(f"must be a plain name of letters, digits, '-', '_' and '.', not {text[:40]!r}")
     return text
 
 def name_or_nothing(text: str) -> str:
@@ -124,6 +125,7 @@ def said(text: str) -> str:
     if not text.isprintable(): raise ValueError(f"must be one line of printable text, not {text[:40]!r}")
     return text
 
+# %% ../nbs/00_core.ipynb #09b73fda
 Count, Positive = Annotated[int, Ge(0)], Annotated[int, Ge(1)]    # 0, 1, 2, ...; 1, 2, ...
 Amount, Rate = Annotated[float, Ge(0)], Annotated[float, Gt(0)]   # at least 0; above 0
 Share, Fraction = Annotated[float, Ge(0), Le(1)], Annotated[float, Ge(0), Lt(1)]   # in [0, 1]; in [0, 1)
@@ -154,6 +156,7 @@ def _core_schema(cls, source, handler):
     handler.resolve_ref_schema(made)["strict"] = False   # a mapping may stand for a nested configuration; its fields stay strict
     return core_schema.no_info_before_validator_function(functools.partial(_known, cls), made)
 
+# %% ../nbs/00_core.ipynb #f7487791
 def _known(cls, values):
     keys, valid = getattr(values, "kwargs", values), [f.name for f in dataclasses.fields(cls)]
     for key in keys or () if isinstance(keys, dict) else ():
@@ -180,9 +183,14 @@ def adapter(cls: type):
     return TypeAdapter(cls)
 
 # %% ../nbs/00_core.ipynb #cbb1f002
-_wants = dict(int_type="must be a whole number", int_from_float="must be a whole number", float_type="must be a number", finite_number="must be a finite number", string_type="must be text", string_unicode="must be text",
-              bool_type="must be true or false", tuple_type="must be a list", dict_type="must be a mapping", dataclass_type="must be a mapping", greater_than="must be above {gt:g}",
-              greater_than_equal="must be at least {ge:g}", less_than="must be below {lt:g}", less_than_equal="must be at most {le:g}")
+_wants = dict(
+    int_type="must be a whole number", int_from_float="must be a whole number",
+    float_type="must be a number", finite_number="must be a finite number",
+    string_type="must be text", string_unicode="must be text",
+    bool_type="must be true or false", tuple_type="must be a list",
+    dict_type="must be a mapping", dataclass_type="must be a mapping",
+    greater_than="must be above {gt:g}", greater_than_equal="must be at least {ge:g}",
+    less_than="must be below {lt:g}", less_than_equal="must be at most {le:g}")
 
 def validated(
     cls: type,          # a configuration
@@ -251,7 +259,8 @@ def _plain(node: ast.AST) -> ast.AST:
             for a in (*n.args.posonlyargs, *n.args.args, *n.args.kwonlyargs, n.args.vararg, n.args.kwarg):
                 if a is not None: a.annotation = None
         if isinstance(n, ast.Raise): n.exc, n.cause = None, None
-        if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n, clean=False) is not None: n.body = n.body[1:] or [ast.Pass()]
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n, clean=False) is not None:
+            n.body = n.body[1:] or [ast.Pass()]
     return node
 
 def _owner(node: ast.stmt) -> list[str]:
@@ -262,6 +271,7 @@ def _owner(node: ast.stmt) -> list[str]:
     stored = [n for n in ast.walk(node) if isinstance(n, (ast.Name, ast.Attribute)) and isinstance(n.ctx, ast.Store)]
     return [n.id if isinstance(n, ast.Name) else getattr(n.value, "id", "") for n in stored]
 
+# %% ../nbs/00_core.ipynb #efa9e23f
 @lru_cache(maxsize=None)
 def definitions(
     module: str,   # dotted name of a module whose source is a file
@@ -340,7 +350,8 @@ def code_key(
 
 @lru_cache(maxsize=256)
 def _code_key(roots):
-    return stage_key(dict(code={".".join(k): v for k, v in code_closure(*roots).items()}, typed=[_typed(r) for r in roots if r.__module__ == "__main__"]))
+    return stage_key(dict(code={".".join(k): v for k, v in code_closure(*roots).items()},
+                          typed=[_typed(r) for r in roots if r.__module__ == "__main__"]))
 
 def _typed(x) -> str:
     "The text of something that was typed into a notebook or a script."
@@ -387,7 +398,7 @@ def cached(
     key: dict,           # everything that decides the result
     make,                # callable that fills the folder it is given
 ) -> Path:               # the finished folder of the stage
-    "Return the stage's folder, computing it where no finished one has this key; an interrupted stage finds its partial folder again, and of two runs at once the second waits."
+    "The stage's folder, computed where no finished one has this key; an interrupted stage resumes, and of two runs at once one waits."
     done = Path(folder) / f"{name}-{stage_key(key)}"
     if _finished(done, name): return done
     if cached.only_look: raise LookupError(f"stage '{name}' has not been computed")

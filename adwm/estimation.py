@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'TUNED', 'MEASURED', 'FITS', 'OVER_FITTED', 'WEIGHTED', 'ESTIMATORS', 'PolicyValue', 'json_like',
            'read_logs', 'unlearnable', 'generic_domain', 'FunctionPolicy', 'as_policy', 'AgentError', 'Watched',
-           'WatchedSession', 'EvalConfig', 'FittedEstimator', 'Estimator', 'tuned_weights', 'Logs', 'Plain', 'plain',
-           'is_generic', 'pays_by_move', 'page_index', 'text_readout', 'end_readout', 'Parts', 'learn_parts',
-           'gate_readout', 'text_gate', 'held_out_parts', 'check_simulator', 'in_units', 'Simulated', 'FittedSimulator',
-           'verdict_of', 'unlisted', 'source_of', 'identity', 'LookUp', 'WorldModel', 'digest_of', 'HeadReadout',
-           'Classical', 'FittedClassical', 'ClassicalFamily', 'classical_family', 'PoolMean', 'FittedMean',
-           'find_estimator', 'FittedLogs', 'logger_lines', 'fit_logs', 'estimate']
+           'WatchedSession', 'EvalConfig', 'FittedEstimator', 'Estimator', 'tuned_weights', 'LogBook', 'KnowsNothing',
+           'without_knowledge', 'is_generic', 'pays_by_move', 'page_index', 'text_readout', 'end_readout', 'Parts',
+           'learn_parts', 'gate_readout', 'text_gate', 'held_out_parts', 'check_simulator', 'in_units', 'Simulated',
+           'FittedSimulator', 'verdict_of', 'unlisted', 'source_of', 'identity', 'LookUp', 'WorldModel', 'digest_of',
+           'HeadOfEnds', 'Classical', 'FittedClassical', 'ClassicalFamily', 'classical_family', 'PoolMean',
+           'FittedMean', 'find_estimator', 'FittedLogs', 'logger_lines', 'fit_logs', 'estimate']
 
 # %% ../nbs/56_estimation.ipynb #055340be
 import html, importlib, inspect, json, tempfile, time
@@ -143,11 +143,14 @@ def _load(folder: str | Path) -> PolicyValue:
     try: said, cost = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("estimate.json", "cost.json"))
     except (OSError, ValueError) as err:
         raise UserError(f"{folder} holds no saved estimate ({err}); choose the folder that `save` was given") from err
-    path, number, kinds = folder / "episodes.jsonl.gz", lambda x: np.nan if x is None else float(x), dict(diagnostics=dict, per_task=dict, loggers=tuple, checks=tuple, reasons=tuple)
+    path, number = folder / "episodes.jsonl.gz", lambda x: np.nan if x is None else float(x)
+    kinds = dict(diagnostics=dict, per_task=dict, loggers=tuple, checks=tuple, reasons=tuple)
     try:
-        said |= {k: kind(said[k]) for k, kind in kinds.items()} | dict(value=number(said["value"]), interval=tuple(map(number, said["interval"])))
+        said |= {k: kind(said[k]) for k, kind in kinds.items()}
+        said |= dict(value=number(said["value"]), interval=tuple(map(number, said["interval"])))
         return PolicyValue(**said, imagined=tuple(read_episodes(path)) if path.exists() else (), cost=cost)
-    except (TypeError, ValueError, KeyError) as err: raise UserError(f"{folder / 'estimate.json'} is damaged ({err}); choose the folder that `save` was given") from err
+    except (TypeError, ValueError, KeyError) as err:
+        raise UserError(f"{folder / 'estimate.json'} is damaged ({err}); choose the folder that `save` was given") from err
 
 PolicyValue.load = staticmethod(_load)
 
@@ -202,8 +205,9 @@ class FunctionPolicy:
 # %% ../nbs/56_estimation.ipynb #ef6fb09a
 def as_policy(agent) -> Policy:
     "A policy as it is, a function as a policy; raises UserError for anything else."
-    if hasattr(agent, "session") and hasattr(agent, "name"): return agent
-    if callable(agent) and not inspect.isclass(agent): return FunctionPolicy(agent)
+    if not inspect.isclass(agent):   # a class has a policy's members too, but cannot act
+        if hasattr(agent, "session") and hasattr(agent, "name"): return agent
+        if callable(agent): return FunctionPolicy(agent)
     raise UserError(f"an agent is a policy (name, session, act, observe) or a function from a state to an action, not {agent!r:.80}")
 
 # %% ../nbs/56_estimation.ipynb #a912a2c5
@@ -285,24 +289,25 @@ def tuned_weights(logs: list[Episode], domain: Domain, seed: int = 0) -> dict | 
     if tasks < 2 or sum(len(e.turns) for e in logs) > TUNED: return None
     return tune(split_by_task(logs, min(5, tasks), seed)[:2], domain, seed=seed)[0]
 
-class Logs:
+class LogBook:
     "Episodes that are known by their content: equal logs are equal, and what was learnt from them is found again."
     def __init__(self, episodes: list[Episode]):
         self.episodes = list(episodes)
         self.digest = sha256("\n".join(map(repr, self.episodes)).encode()).hexdigest()[:16]
 
     def __hash__(self): return hash(self.digest)
-    def __eq__(self, other): return isinstance(other, Logs) and self.digest == other.digest
+    def __eq__(self, other): return isinstance(other, LogBook) and self.digest == other.digest
 
 # %% ../nbs/56_estimation.ipynb #091dcbd1
-class Plain(Domain):
+class KnowsNothing(Domain):
     "A domain that knows nothing of the environment but its reference distribution."
-    def __init__(self, domain: Domain): self.reference, self.choices, self.pays_at_truncation = domain.reference, domain.choices, domain.pays_at_truncation
+    def __init__(self, domain: Domain):
+        self.reference, self.choices, self.pays_at_truncation = domain.reference, domain.choices, domain.pays_at_truncation
 
 @lru_cache(maxsize=4)
-def plain(domain: Domain) -> Plain:
+def without_knowledge(domain: Domain) -> KnowsNothing:
     "What is left of a domain without its knowledge."
-    return Plain(domain)
+    return KnowsNothing(domain)
 
 def is_generic(domain: Domain) -> bool:
     "Whether a domain has no features of its own."
@@ -313,17 +318,17 @@ def pays_by_move(logs: list[Episode], domain: Domain) -> bool:
     return is_generic(domain) and any(t.reward for e in logs for t in e.turns[:-1])
 
 @lru_cache(maxsize=4)
-def page_index(logs: Logs, domain: Domain) -> PageIndex:
+def page_index(logs: LogBook, domain: Domain) -> PageIndex:
     "The logged pages and moves."
     return PageIndex(logs.episodes, domain)
 
 @lru_cache(maxsize=4)
-def text_readout(logs: Logs, domain: Domain) -> TextReadout:
+def text_readout(logs: LogBook, domain: Domain) -> TextReadout:
     "What an end pays, read from text."
     return TextReadout(domain).fit(logs.episodes)
 
 @lru_cache(maxsize=4)
-def end_readout(logs: Logs, domain: Domain) -> Endings:
+def end_readout(logs: LogBook, domain: Domain) -> Endings:
     "Whether an act ends an episode, read from text."
     return Endings(domain).fit(logs.episodes)
 
@@ -331,14 +336,14 @@ def end_readout(logs: Logs, domain: Domain) -> Endings:
 @dataclass(frozen=True)
 class Parts:
     "What every simulator is made of."
-    logs: Logs
+    logs: LogBook
     index: PageIndex
     weights: object               # of the look-up: one for all, or template -> one; None: the domain's
     readout: TextReadout | None   # None: a move pays what the logged one paid, or the model's own head pays
     ending: Endings | None        # None: generic features do not see what was done
 
 def learn_parts(
-    logs: Logs,
+    logs: LogBook,
     domain: Domain,
     readout: str = "auto",      # "text"; "logged" and "head": none; "auto": text where features can add up what was paid
     weights: object = "tuned",  # "tuned": on held-out moves; else as in Parts
@@ -417,22 +422,22 @@ class Simulated:
 
     def view(self, domain: Domain) -> Domain:
         "How pages and actions are looked at."
-        return plain(domain) if self.generic else domain
+        return without_knowledge(domain) if self.generic else domain
 
-    def learn(self, logs: Logs, domain: Domain, how: EvalConfig) -> Parts:
+    def learn(self, logs: LogBook, domain: Domain, how: EvalConfig) -> Parts:
         "What the simulator is made of."
         return learn_parts(logs, self.view(domain), self.readout, self.weights, how.first)
 
 # %% ../nbs/56_estimation.ipynb #a17d641f
 @patch
-def gate(self: Simulated, logs: Logs, domain: Domain, how: EvalConfig) -> dict:   # GateReport as a dict
+def gate(self: Simulated, logs: LogBook, domain: Domain, how: EvalConfig) -> dict:   # GateReport as a dict
     "The held-out test of what reads the rewards; one that was made before is read from the working folder."
     if self.readout == "logged": return dict(passed=True, verdict="none: the reward found in the logs", reasons=[])
     if how.work is None: return self.ask_gate(logs, domain, how)
     return json.loads((self.gate_into(logs, domain, how) / "gate.json").read_text())
 
 @patch
-def gate_into(self: Simulated, logs: Logs, domain: Domain, how: EvalConfig) -> Path:   # folder with gate.json
+def gate_into(self: Simulated, logs: LogBook, domain: Domain, how: EvalConfig) -> Path:   # folder with gate.json
     "The test as a stage of the working folder."
     key = dict(logs=logs.digest, domain=identity(self.view(domain)), readout=self.gate_key(), seed=how.first, folds=how.folds,
                code=code_key(type(self).ask_gate, type(domain)))
@@ -445,19 +450,19 @@ def gate_key(self: Simulated) -> list:
     return [self.readout, self.generic]
 
 @patch
-def ask_gate(self: Simulated, logs: Logs, domain: Domain, how: EvalConfig) -> dict:
+def ask_gate(self: Simulated, logs: LogBook, domain: Domain, how: EvalConfig) -> dict:
     "Make the test."
     ask = gate_readout if self.readout == "auto" else text_gate
     return ask(logs.episodes, self.view(domain), how.first, how.folds)
 
 @patch
-def fit(self: Simulated, logs: list[Episode] | Logs, domain: Domain, how: EvalConfig) -> "FittedSimulator":
+def fit(self: Simulated, logs: list[Episode] | LogBook, domain: Domain, how: EvalConfig) -> "FittedSimulator":
     "Learn the simulator, test its readout, question copies of it that did not see everything."
-    start, given = time.perf_counter(), logs if isinstance(logs, Logs) else Logs(logs)
+    start, given = time.perf_counter(), logs if isinstance(logs, LogBook) else LogBook(logs)
     unit = how.unit or max(e.ret for e in given.episodes)
-    book = given if unit == 1 else Logs(in_units(given.episodes, 1 / unit))
+    book = given if unit == 1 else LogBook(in_units(given.episodes, 1 / unit))
     def learn(some):
-        parts = self.learn(Logs(some), domain, how)
+        parts = self.learn(LogBook(some), domain, how)
         return parts, self.simulator(parts, self.view(domain), how)
     parts, report = self.learn(book, domain, how), self.gate(book, domain, how)
     checks = check_simulator(learn, book.episodes, report, how) if how.checked else []
@@ -514,7 +519,8 @@ def returns(self: FittedSimulator, made: list[Episode]) -> np.ndarray:   # (epis
 def gate_check(self: FittedSimulator) -> list[Check]:
     "Where no self-check was asked for, the gate speaks alone."
     if self.report["passed"]: return []
-    return [Check("readout gate", self.estimator.readout, len(self.logs), np.nan, verdict="refuse", reason="; ".join(self.report["reasons"]))]
+    return [Check("readout gate", self.estimator.readout, len(self.logs), np.nan,
+                  verdict="refuse", reason="; ".join(self.report["reasons"]))]
 
 # %% ../nbs/56_estimation.ipynb #c2a6197f
 def verdict_of(checks: list[Check]) -> tuple[str, tuple[str, ...]]:
@@ -578,14 +584,16 @@ def roll(self: FittedSimulator, agent: Policy, rows: list, folder: Path, notes: 
     simulator, out = self.simulator(agent), []
     for seed in self.how.seeds:
         said = []
-        out += rollout(simulator, Watched(agent), rows, seed, self.how.horizon, self.how.chunk, folder / f"seed-{seed}.jsonl", self.logs[0].env, said)
+        out += rollout(simulator, Watched(agent), rows, seed, self.how.horizon, self.how.chunk,
+                       folder / f"seed-{seed}.jsonl", self.logs[0].env, said)
         if notes is not None: notes(seed, said)
     return out
 
 @patch
 def code(self: FittedSimulator) -> str:
     "A hash of the code that imagines."
-    return code_key(type(self.estimator).simulator, type(self.estimator).simulator_for, type(self.estimator).learn, FittedSimulator.roll, type(self.domain))
+    kind = type(self.estimator)
+    return code_key(kind.simulator, kind.simulator_for, kind.learn, FittedSimulator.roll, type(self.domain))
 
 # %% ../nbs/56_estimation.ipynb #bcc81ee3
 @patch
@@ -633,10 +641,11 @@ class WorldModel(Simulated):
         "Everything that decides a training but its logs and its domain."
         from adwm.fitting import FitConfig, SETTINGS
         train = self.train if self.train is not None else FitConfig(joint=150, cached=1000)
-        if isinstance(train, dict): train = from_dict(FitConfig, {"upsample": SETTINGS[self.setting]["upsample"]} | train, f"{self.name}: train")
+        if isinstance(train, dict):
+            train = from_dict(FitConfig, {"upsample": SETTINGS[self.setting]["upsample"]} | train, f"{self.name}: train")
         return dict(setting=self.setting, seed=how.first if self.seed is None else self.seed, how=train, size=self.size, **dict(self.model))
 
-    def trained(self, logs: Logs, domain: Domain, how: EvalConfig):   # a trained model
+    def trained(self, logs: LogBook, domain: Domain, how: EvalConfig):   # a trained model
         "Train on some logs; what was trained before on the same is read from the working folder."
         from adwm.fitting import TrainedModel, fit
         if how.work is None: return fit(logs.episodes, domain, **self.training(how))
@@ -644,7 +653,7 @@ class WorldModel(Simulated):
 
 # %% ../nbs/56_estimation.ipynb #ed7763b8
 @patch
-def train_into(self: WorldModel, logs: Logs, domain: Domain, how: EvalConfig) -> Path:   # folder with the trained model
+def train_into(self: WorldModel, logs: LogBook, domain: Domain, how: EvalConfig) -> Path:   # folder with the trained model
     "The training as a stage of the working folder."
     from adwm.fitting import fit
     asked = self.training(how)
@@ -683,12 +692,20 @@ def simulator_for(self: WorldModel, agent: Policy, parts: Parts, domain: Domain,
 
 # %% ../nbs/56_estimation.ipynb #03dd567a
 @patch
-def adapter_into(self: WorldModel, logs: Logs, domain: Domain, how: EvalConfig, agent: Callable, who: str) -> Path:   # folder with the adapter and report.json
+def adapter_into(
+    self: WorldModel,
+    logs: LogBook,
+    domain: Domain,
+    how: EvalConfig,
+    agent: Callable,   # () -> the agent
+    who: str,          # its digest
+) -> Path:             # folder with the adapter and report.json
     "Train and measure an agent's adapter as a stage of the working folder; `agent` is called only when there is something to do."
     from adwm.adapter import AdapterConfig, adapter_report, save_adapter, train_adapter
     from adwm.imagination import AdwmSimulator, Imagine
     asked = self.training(how)
-    key = dict(adapter=self.adapter, training=asked | {"how": asdict(asked["how"])}, agent=who, logs=logs.digest, domain=identity(domain), folds=how.folds, seed=how.first,
+    key = dict(adapter=self.adapter, training=asked | {"how": asdict(asked["how"])}, agent=who, logs=logs.digest,
+               domain=identity(domain), folds=how.folds, seed=how.first,
                code=code_key(train_adapter, adapter_report, save_adapter, AdwmSimulator.encode, type(self).train_into, type(domain)))
     def make(folder):
         start, reader, index = time.perf_counter(), agent(), page_index(logs, domain)
@@ -701,10 +718,19 @@ def adapter_into(self: WorldModel, logs: Logs, domain: Domain, how: EvalConfig, 
         atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
     return cached(how.work, "adapter", key, make)
 
+# %% ../nbs/56_estimation.ipynb #7d3dad59
 MEASURED = 60   # held-out episodes on which an adapter is measured
 
 @patch
-def soft_reading(self: WorldModel, parts: Parts, domain: Domain, how: EvalConfig, agent: Policy, fitted, asked) -> tuple:   # (adapter, continuation or None)
+def soft_reading(
+    self: WorldModel,
+    parts: Parts,
+    domain: Domain,
+    how: EvalConfig,
+    agent: Policy,
+    fitted,      # the trained model
+    asked,       # Imagine: how it is asked
+) -> tuple:      # (adapter, continuation or None)
     "What an agent reads and guides the world model through."
     from adwm.adapter import Continuation, load_adapter
     if how.work is None: raise UserError(f"{self.name}: an adapter is trained into a working folder: give `work` one")
@@ -722,18 +748,18 @@ def gate_key(self: WorldModel) -> list:
     return [self.readout, self.generic, *([repr(sorted(self.training(EvalConfig()).items(), key=str))] if self.readout == "head" else [])]
 
 @patch
-def ask_gate(self: WorldModel, logs: Logs, domain: Domain, how: EvalConfig) -> dict:
+def ask_gate(self: WorldModel, logs: LogBook, domain: Domain, how: EvalConfig) -> dict:
     "The text readout's test, or that of the reward head of a model that never saw a fold."
     if self.readout != "head": return Simulated.ask_gate(self, logs, domain, how)
     from adwm.imagination import AdwmSimulator, Imagine
     train, test = split_by_task(logs.episodes, how.folds, how.first)[0]
-    book = Logs(train)
-    head = HeadReadout(AdwmSimulator(self.trained(book, domain, how), page_index(book, domain), None, Imagine(relation="off")))
+    book = LogBook(train)
+    head = HeadOfEnds(AdwmSimulator(self.trained(book, domain, how), page_index(book, domain), None, Imagine(relation="off")))
     report = gate(lambda _: head, test, 2, cut=domain.pays_at_truncation)
     return asdict(report) | {"verdict": report.verdict}
 
 @dataclass(frozen=True)
-class HeadReadout:
+class HeadOfEnds:
     "The reward head of a world model as a readout of logged ends."
     simulator: Simulator
 
@@ -741,7 +767,8 @@ class HeadReadout:
         "The head's value at the final turn."
         states = [State(t, o, (), tuple(h)) for t, h, o in zip(tasks, turns, pages)]
         keys = [(0, t.id, 0, 0) for t in tasks]
-        return np.concatenate([[o.info["togo"] for o in self.simulator.step(states[i:i + 256], actions[i:i + 256], keys[i:i + 256])] for i in range(0, len(states), 256)])
+        parts = [slice(i, i + 256) for i in range(0, len(states), 256)]
+        return np.concatenate([[o.info["togo"] for o in self.simulator.step(states[p], actions[p], keys[p])] for p in parts])
 
 # %% ../nbs/56_estimation.ipynb #3c60de11
 FITS = ("DM", "FQE", "FQE (paper's filter)", "FQE (mixed at evaluation)", "checkpoint replay")
@@ -801,15 +828,18 @@ def classical_family(
     "The estimators of 30_weights and 31_fitted as one family."
     from adwm.fitted import Encoded, Memoized, NetConfig, NetFitter, TextFeatures, classical
     net = from_dict(NetConfig, dict(asked.net or {}), "classical.net")
-    encode, fitter, returns = Encoded(TextFeatures(domain), asked.actions, resolved(domain)), Memoized(NetFitter(net)), Memoized(NetFitter(net, bootstrap=False))
-    return ClassicalFamily(classical(encode, fitter, returns, asked.folds, fitted_behavior=fitted_behavior, mixture=mixture, level=level), encode, fitter)
+    encode = Encoded(TextFeatures(domain), asked.actions, resolved(domain))
+    fitter, returns = Memoized(NetFitter(net)), Memoized(NetFitter(net, bootstrap=False))
+    estimators = classical(encode, fitter, returns, asked.folds, fitted_behavior=fitted_behavior, mixture=mixture, level=level)
+    return ClassicalFamily(estimators, encode, fitter)
 
 # %% ../nbs/56_estimation.ipynb #afe2e979
 @patch
 def ready(self: FittedClassical):
     "The estimator itself."
     guess = dict(fitted_behavior=tuple(fit_behavior(self.logs, self.domain))) if self.estimator.name in OVER_FITTED else {}
-    return next(it for it in classical_family(self.domain, self.estimator, self.how.level, **guess).estimators if it.name == self.estimator.name)
+    family = classical_family(self.domain, self.estimator, self.how.level, **guess)
+    return next(it for it in family.estimators if it.name == self.estimator.name)
 
 @patch
 def probe(self: FittedClassical, agent: Policy, epsilon: float):
@@ -827,7 +857,7 @@ def probe(self: FittedClassical, agent: Policy, epsilon: float):
 def kept_probe(self: FittedClassical, agent: Policy, ask: Callable):
     "A probe, or the one that stands in the working folder: an agent is asked once for all estimators."
     if self.how.work is None: return ask()
-    key = dict(logs=Logs(self.logs).digest, agent=identity(agent), samples=self.estimator.samples, seed=self.how.seeds[0],
+    key = dict(logs=LogBook(self.logs).digest, agent=identity(agent), samples=self.estimator.samples, seed=self.how.seeds[0],
                code=code_key(agent_probe, type(agent).log_probs))
     return read_probe(cached(self.how.work, "probe", key, lambda folder: write_probe(folder / "probe.json.gz", ask())) / "probe.json.gz")
 

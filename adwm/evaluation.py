@@ -36,7 +36,8 @@ def run_jobs(
         for f in as_completed(futures): clock()
     failed = [f.exception() for f in futures if f.exception() is not None]
     if failed:
-        why = failed[0] if isinstance(failed[0], UserError) else UserError(f"{label}: {type(failed[0]).__name__}: {failed[0]}; finished stages are kept")
+        why = failed[0] if isinstance(failed[0], UserError) else UserError(
+            f"{label}: {type(failed[0]).__name__}: {failed[0]}; finished stages are kept")
         raise why from failed[0]
     return [f.result() for f in futures]
 
@@ -51,7 +52,8 @@ class Countdown:
         "One more is done; hands the result through."
         self.done += 1
         took = time.perf_counter() - self.start
-        if self.done < self.jobs: tell(f"{self.label}: {self.done} of {self.jobs} jobs, {took:.0f} s, about {took / self.done * (self.jobs - self.done):.0f} s to go")
+        left = took / self.done * (self.jobs - self.done)
+        if self.done < self.jobs: tell(f"{self.label}: {self.done} of {self.jobs} jobs, {took:.0f} s, about {left:.0f} s to go")
         return result
 
 class Stopwatch:

@@ -879,5 +879,6 @@ def training_worlds(
     return [World(simulator, simulator.draw(world.train, "train", seed), ScienceWorldExpert(simulator).label)]
 
 # %% ../nbs/45_scienceworld.ipynb #30871b60
-ENVIRONMENT = Environment("scienceworld", domain, cell_tasks, training_worlds, ScienceWorldOptions, "scienceworld-eto", scienceworld_missing,
-                          title="ScienceWorld: experiments of a school's laboratory", homepage="https://sciworld.apps.allenai.org")
+ENVIRONMENT = Environment("scienceworld", domain, cell_tasks, training_worlds, ScienceWorldOptions, "scienceworld-eto",
+                          scienceworld_missing, title="ScienceWorld: experiments of a school's laboratory",
+                          homepage="https://sciworld.apps.allenai.org")

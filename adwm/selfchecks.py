@@ -286,7 +286,8 @@ def unseen_checks(
     if seen:
         first = f"{seen[0].policy} on task {seen[0].task.id}"
         raise UserError(f"{len(seen)} of {len(held)} held-out episodes are among the logs that the simulator was made of "
-                        f"(the first: {first}), so that it would be tested on its memory: make index, world model and readout without them.")
+                        f"(the first: {first}), so that it would be tested on its memory: "
+                        "make index, world model and readout without them.")
     if not known:
         return [unchecked(name, "whether the simulator has seen the held-out episodes, since it has no index and none was given")]
     return [Check(name, "all", len(held), 1.0, verdict="trust")]
@@ -350,5 +351,7 @@ def selfcheck(
         made, beside = resimulate(simulator, behaviors, held, horizon, seed)
         none = unchecked("value re-simulated - logged", "re-simulation, since none of the policies given logged a held-out episode")
         if not made: checks.append(none)
-        else: checks += event_checks(made, beside, simulator.domain, rule, "re-simulation") + value_checks(made, beside, rule, "re-simulated")
+        else:
+            checks += (event_checks(made, beside, simulator.domain, rule, "re-simulation")
+                       + value_checks(made, beside, rule, "re-simulated"))
     return SelfCheck(checks + reach_checks(pool, estimates or {}, rule, scale))
