@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict
 from typing_extensions import NotRequired, TypedDict
 
 from .core import UserError, atomic_write, key_rng, patch, root
 from .envs import Domain, State, World
 from .episodes import TERMINAL, Task, Turn, read_episodes
-from .inputs import Text, Words, checked, parse_json, read_json, read_text, world_call
+from .inputs import Text, Words, checked, parse_json, read_json, read_text
 from .policies import ScriptedPolicy
 from .replayer import EnginePage, EngineSimulator, Replayer
 

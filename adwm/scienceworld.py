@@ -21,12 +21,10 @@ from itertools import zip_longest
 from typing import Callable, NamedTuple
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveInt
 
 from .core import UserError, key_int, key_rng, patch, root
 from .envs import Domain, Reference, State, World, overlap, words
 from .episodes import TERMINAL, Task, Turn, read_episodes
-from .inputs import world_call
 from .policies import ScriptedPolicy
 from .replayer import EngineDied, EnginePage, EngineSimulator, Replayer, Watchdog, persist
 

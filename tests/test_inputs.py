@@ -6,7 +6,7 @@ from pydantic import ConfigDict, PositiveInt
 from typing_extensions import TypedDict
 
 from adwm.core import UserError
-from adwm.inputs import checked, read_json, world_call
+from adwm.inputs import checked, read_json
 
 
 class Cup(TypedDict):
@@ -38,11 +38,3 @@ def test_damaged_archives_are_one_sentence(tmp_path):
                                         ({"name": "x", "sizes": [1, "2"]}, r"has '2' as 'sizes\[1\]'"), ({"name": "x", "sizes": [True]}, r"has True as 'sizes\[0\]'"), ({"name": "x", "sizes": [0]}, "greater than 0"), ([], r"cup 1 has \[\]"), (None, "has None")])
 def test_a_fault_names_record_and_field(value, says):
     with pytest.raises(UserError, match=says): checked(Cup, value, "cup 1")
-
-
-def test_a_world_takes_what_its_signature_says():
-    @world_call
-    def rooms(seed: int, n: PositiveInt = 4, dark: bool = False): return seed, n, dark
-    assert rooms(1) == (1, 4, False) and rooms(1, 2) == (1, 2, False) == rooms(1, n=2)
-    for world, says in (({"m": 1}, "no parameter 'm'; the valid ones are n, dark"), ({"darkk": True}, "did you mean dark"), ({"n": 0}, "'n' has 0"), ({"n": 2.0}, "'n' has 2.0"), ({"dark": 0}, "'dark' has 0")):
-        with pytest.raises(UserError, match=says): rooms(1, **world)

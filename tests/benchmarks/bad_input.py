@@ -415,7 +415,7 @@ def others(kind, base):
 def assets(base):
     "A folder of assets in miniature, and its manifest."
     kind = KINDS[3]
-    spec = CellSpec("small", "webshop", "adwm.webshop", 12, Collect(recipes=(Recipe("a"), Recipe("b")), behaviors=("a",), targets=("b",), pool_tasks=2, fresh_tasks=2))
+    spec = CellSpec("small", "webshop", 12, Collect(recipes=(Recipe("a"), Recipe("b")), behaviors=("a",), targets=("b",), pool_tasks=2, fresh_tasks=2))
     home = base / "small"
     for name in ("pool.jsonl.gz", "fresh.jsonl", "truth.csv.gz", "agents/a/model.safetensors", "agents/b/model.safetensors"): atomic_write(home / name, name)
     write_manifest(home, "make it", dict(cell=asdict(spec), behaviors=["a"], targets=["b"]))
