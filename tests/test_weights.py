@@ -424,7 +424,7 @@ def test_a_fitted_behavior_starts_from_the_reference(world):
         def template(self, action, obs): return "move", ""
         def reference(self, task, obs, choices):
             probs = np.r_[4.0, np.ones(len(choices) - 1)]
-            return replace(super().reference(task, obs, choices), probs=probs / probs.sum())
+            return Reference(list(super().reference(task, obs, choices).actions), list(probs))
     first = tuple(np.where(np.arange(x.shape[1]) == 0, 4.0, 1.0) * x for x in p.legal)
     policy = tuple(x / x.sum(-1, keepdims=True) for x in first)
     pool = to_episodes(p, draw(p, policy, 200, key_rng(4, "pool")), policy)
