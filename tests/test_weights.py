@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from adwm.core import UserError, key_rng
+from adwm.envs import Reference
 from adwm.policies import mixture_log_prob
 from adwm.tabular import (Sample, TabularAgent, TabularDomain, draw, mix, random_policy, random_process, to_episodes, uniform_policy, value)
 from adwm.weights import (ESTIMATED, WEIGHTINGS, IMPOSSIBLE, UNRELIABLE, Logs, ImportanceSampling, action_coverage, action_span, add_terms, agent_probe, exact_probe, fit_behavior, hill, is_terms,
