@@ -21,7 +21,7 @@ import numpy as np
 from .core import (Amount, Check, Count, Name, Positive, Said, Share, UserError, atomic_write, configuration, distinct, from_dict,
                        near, progress, worker_pool)
 from .envs import Domain, Simulator, find_environment
-from .episodes import LARGEST, Episode, Task, read_episodes, to_line, write_episodes
+from .episodes import LARGEST, Episode, Task, read_episodes, write_episodes
 from .inputs import parse_json
 from .policies import ReferencePolicy, policy_log_probs
 from .preference import load_agent

@@ -7,10 +7,10 @@ __all__ = ['Count', 'Positive', 'Amount', 'Rate', 'Share', 'Fraction', 'Name', '
            'root', 'shared_data', 'key_int', 'key_rng', 'atomic_write', 'Check', 'distinct', 'plain_name',
            'name_or_nothing', 'said', 'configuration', 'guard', 'near', 'adapter', 'validated', 'from_dict',
            'sound_weights', 'stage_key', 'definitions', 'code_closure', 'code_key', 'alone', 'cached', 'is_cached',
-           'progress', 'kernel_stderr', 'tell', 'worker_pool']
+           'timed', 'progress', 'kernel_stderr', 'tell', 'worker_pool']
 
 # %% ../nbs/00_core.ipynb #21c06eea
-import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, warnings
+import ast, dataclasses, hashlib, json, os, shutil, sys, tempfile, time, warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -302,10 +302,14 @@ def _uses(node: ast.AST, module: str, imported: dict) -> set[tuple[str, str]]:
     names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
     return {(imported | inner).get(name, (module, name)) for name in names} | set(inner.values())
 
+def _readable(module: str) -> tuple[dict, dict]:
+    "`definitions` of a module; nothing where it has no source, as what was typed into a notebook."
+    try: return definitions(module)
+    except (AttributeError, ImportError, OSError, ValueError, TypeError): return {}, {}
+
 def _method(module: str, cls: str, name: str) -> tuple[str, str] | None:
     "Where a method of a class is defined: there, or in a base class."
-    try: found, imported = definitions(module)
-    except (AttributeError, ImportError, OSError, ValueError, TypeError): return None
+    found, imported = _readable(module)
     if f"{cls}.{name}" in found: return module, f"{cls}.{name}"
     bases = [b.id for n in found.get(cls, []) if isinstance(n, ast.ClassDef) for b in n.bases if isinstance(b, ast.Name)]
     return next((m for b in bases if (m := _method(*imported.get(b, (module, b)), name))), None)
@@ -326,11 +330,10 @@ def code_closure(
     while todo:
         module, name = todo.pop()
         if (module, name) in out or module.split(".")[0] not in inside: continue
-        try: found, imported = definitions(module)
-        except (AttributeError, ImportError, OSError, ValueError, TypeError): continue   # what was typed into a notebook has no file
+        found, imported = _readable(module)
         if not name or name not in found and name not in imported:   # a whole module, or nothing of ours
             whole = f"{module}.{name}" if name else module
-            todo += [(whole, n) for n in _names_of(whole)]
+            todo += [(whole, n) for n in _readable(whole)[0]]
         elif name in imported and name not in found: todo.append(imported[name])
         else:
             out[module, name] = "".join(ast.dump(n) for n in found[name])
@@ -338,10 +341,6 @@ def code_closure(
     return out
 
 # %% ../nbs/00_core.ipynb #1b36e73e
-def _names_of(module: str) -> list[str]:
-    try: return list(definitions(module)[0])
-    except (AttributeError, ImportError, OSError, ValueError): return []
-
 def code_key(
     *roots,   # functions, classes or instances: the function that a stage runs, and what it is handed
 ) -> str:     # 12 hexadecimal digits
@@ -429,6 +428,16 @@ def is_cached(
     try: stage(); return True
     except LookupError: return False
     finally: cached.only_look = False
+
+def timed(
+    make,   # callable that fills the folder it is given
+):          # the same, which leaves in seconds.txt how long it took
+    "Let a stage say how long it took to compute."
+    def run(folder: Path) -> None:
+        start = time.perf_counter()
+        make(folder)
+        atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
+    return run
 
 # %% ../nbs/00_core.ipynb #c6599b0d
 def progress(

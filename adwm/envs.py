@@ -16,7 +16,7 @@ from typing import Any, Callable, Protocol
 import numpy as np
 
 from .core import UserError, configuration, from_dict, key_rng, near, patch
-from .episodes import TERMINAL, Episode, Task, Turn
+from .episodes import TERMINAL, Task, Turn
 
 # %% ../nbs/03_envs.ipynb #8da0d665
 class Reference:

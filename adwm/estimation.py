@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from .core import UserError, atomic_write, cached, code_key, from_dict, key_rng, patch, stage_key
+from .core import UserError, atomic_write, cached, code_key, from_dict, key_rng, patch, stage_key, timed
 from .envs import Domain, Simulator, State
 from .episodes import Episode, Task, read_episodes, split_by_task, write_episodes
 from .metrics import value_interval
@@ -420,6 +420,10 @@ class Simulated:
         "The same for an agent that reads it in a way of its own."
         return self.simulator(parts, domain, how)
 
+    def earned(self, episode: Episode) -> float:
+        "What an imagined episode is worth: the sum of its rewards, or what a head that reads the end says there."
+        return episode.turns[-1].reward if self.readout == "head" and self.reading == "end" else episode.ret
+
     def view(self, domain: Domain) -> Domain:
         "How pages and actions are looked at."
         return without_knowledge(domain) if self.generic else domain
@@ -439,13 +443,13 @@ def gate(self: Simulated, logs: LogBook, domain: Domain, how: EvalConfig) -> dic
 @patch
 def gate_into(self: Simulated, logs: LogBook, domain: Domain, how: EvalConfig) -> Path:   # folder with gate.json
     "The test as a stage of the working folder."
-    key = dict(logs=logs.digest, domain=identity(self.view(domain)), readout=self.gate_key(), seed=how.first, folds=how.folds,
+    key = dict(logs=logs.digest, domain=identity(self.view(domain)), readout=self.gate_key(how), seed=how.first, folds=how.folds,
                code=code_key(type(self).ask_gate, type(domain)))
     make = lambda folder: atomic_write(folder / "gate.json", json.dumps(self.ask_gate(logs, domain, how)))
     return cached(how.work, f"gate-{self.readout}" + ("-generic" if self.generic else ""), key, make)
 
 @patch
-def gate_key(self: Simulated) -> list:
+def gate_key(self: Simulated, how: EvalConfig) -> list:
     "What a gate depends on beside logs and domain."
     return [self.readout, self.generic]
 
@@ -499,7 +503,7 @@ def judge(self: FittedSimulator, agent: Policy, epsilon: float = 0.0) -> PolicyV
     start, by_id = time.perf_counter(), {e.task.id: e.task for e in self.logs}
     tasks = [by_id[i] for i in sorted(by_id)]   # as in the tables, so that both resample alike
     made = in_units(self.imagine(agent, make_rows(tasks, [epsilon])), self.unit)
-    returns = self.returns(made).reshape(-1, len(tasks)).T
+    returns = np.array([self.estimator.earned(e) for e in made], float).reshape(-1, len(tasks)).T
     found = value_interval(returns[..., None], self.how.level, 2000)
     lines = (self.checks or self.gate_check()) + self.agent_checks(agent.name, made, float(found.value[0]))
     value, low, high = (float(x[0]) for x in (found.value, found.lower, found.upper))
@@ -509,12 +513,6 @@ def judge(self: FittedSimulator, agent: Policy, epsilon: float = 0.0) -> PolicyV
         agent.name, self.estimator.name, value, (low, high), self.how.level, covers, omits, verdict, reasons, epsilon,
         self.diagnostics(made), dict(zip([t.id for t in tasks], returns.mean(1).tolist())),
         checks=tuple(map(asdict, lines)), imagined=tuple(made), cost=self.cost_of(made, time.perf_counter() - start))
-
-@patch
-def returns(self: FittedSimulator, made: list[Episode]) -> np.ndarray:   # (episodes,)
-    "What imagined episodes earned: the sum of their rewards, or of a head that reads the end what it says there."
-    at_end = self.estimator.readout == "head" and self.estimator.reading == "end"
-    return np.array([e.turns[-1].reward if at_end else e.ret for e in made], float)
 
 @patch
 def gate_check(self: FittedSimulator) -> list[Check]:
@@ -566,7 +564,7 @@ def identity(x) -> str:
 def imagine(self: FittedSimulator, agent: Policy, rows: list) -> list[Episode]:
     "Roll all rows under every seed; what is finished is kept in the working folder, where there is one."
     key = dict(logs=self.parts.logs.digest, domain=identity(self.domain), agent=identity(agent), epsilon=rows[0].epsilon,
-               estimator=repr(self.estimator), horizon=self.how.horizon, code=self.code())
+               estimator=repr(self.estimator), horizon=self.how.horizon, code=self.estimator.code(self.domain))
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(self.how.work or tmp) / f"imagined-{stage_key(key)}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -591,10 +589,10 @@ def roll(self: FittedSimulator, agent: Policy, rows: list, folder: Path, notes: 
     return out
 
 @patch
-def code(self: FittedSimulator) -> str:
+def code(self: Simulated, domain: Domain, *more: Callable) -> str:   # more: what else decides, as how an agent is loaded
     "A hash of the code that imagines."
-    kind = type(self.estimator)
-    return code_key(kind.simulator, kind.simulator_for, kind.learn, FittedSimulator.roll, type(self.domain))
+    kind = type(self)
+    return code_key(kind.simulator, kind.simulator_for, kind.learn, FittedSimulator.roll, *more, type(domain))
 
 # %% ../nbs/56_estimation.ipynb #bcc81ee3
 @patch
@@ -646,6 +644,11 @@ class WorldModel(Simulated):
             train = from_dict(FitConfig, {"upsample": SETTINGS[self.setting]["upsample"]} | train, f"{self.name}: train")
         return dict(setting=self.setting, seed=how.first if self.seed is None else self.seed, how=train, size=self.size, **dict(self.model))
 
+    def training_key(self, how: EvalConfig) -> dict:
+        "The same as JSON keeps it."
+        asked = self.training(how)
+        return asked | {"how": asdict(asked["how"])}
+
     def trained(self, logs: LogBook, domain: Domain, how: EvalConfig):   # a trained model
         "Train on some logs; what was trained before on the same is read from the working folder."
         from adwm.fitting import TrainedModel, fit
@@ -657,13 +660,10 @@ class WorldModel(Simulated):
 def train_into(self: WorldModel, logs: LogBook, domain: Domain, how: EvalConfig) -> Path:   # folder with the trained model
     "The training as a stage of the working folder."
     from adwm.fitting import fit
-    asked = self.training(how)
-    key = dict(logs=logs.digest, domain=identity(domain), training=asked | {"how": asdict(asked["how"])}, code=code_key(fit, type(domain)))
+    key = dict(logs=logs.digest, domain=identity(domain), training=self.training_key(how), code=code_key(fit, type(domain)))
     def make(folder):
-        start = time.perf_counter()
-        fit(logs.episodes, domain, **asked).save(folder)
-        atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
-    return cached(how.work, f"world-model-{self.setting}", key, make)
+        fit(logs.episodes, domain, **self.training(how)).save(folder)
+    return cached(how.work, f"world-model-{self.setting}", key, timed(make))
 
 @patch
 def imagining(self: WorldModel):   # Imagine
@@ -704,20 +704,18 @@ def adapter_into(
     "Train and measure an agent's adapter as a stage of the working folder; `agent` is called only when there is something to do."
     from adwm.adapter import AdapterConfig, adapter_report, save_adapter, train_adapter
     from adwm.imagination import AdwmSimulator, Imagine
-    asked = self.training(how)
-    key = dict(adapter=self.adapter, training=asked | {"how": asdict(asked["how"])}, agent=who, logs=logs.digest,
+    key = dict(adapter=self.adapter, training=self.training_key(how), agent=who, logs=logs.digest,
                domain=identity(domain), folds=how.folds, seed=how.first,
                code=code_key(train_adapter, adapter_report, save_adapter, AdwmSimulator.encode, type(self).train_into, type(domain)))
     def make(folder):
-        start, reader, index = time.perf_counter(), agent(), page_index(logs, domain)
+        reader, index = agent(), page_index(logs, domain)
         train, test = split_by_task(logs.episodes, how.folds, how.first)[0]
         encoder = AdwmSimulator(self.trained(logs, domain, how), index, None, Imagine(relation="off"))
         latents = dict(zip(index.pages, encoder.encode(index.pages)))
         adapter, curves = train_adapter(reader, latents, train, from_dict(AdapterConfig, dict(self.adapter), f"{self.name}: adapter"))
         save_adapter(folder, adapter, curves)
         atomic_write(folder / "report.json", json.dumps(adapter_report(reader, adapter, latents, train, test[:MEASURED])))
-        atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
-    return cached(how.work, "adapter", key, make)
+    return cached(how.work, "adapter", key, timed(make))
 
 # %% ../nbs/56_estimation.ipynb #7d3dad59
 MEASURED = 60   # held-out episodes on which an adapter is measured
@@ -744,9 +742,9 @@ def digest_of(agent: Policy) -> str:
 
 # %% ../nbs/56_estimation.ipynb #b6607d27
 @patch
-def gate_key(self: WorldModel) -> list:
+def gate_key(self: WorldModel, how: EvalConfig) -> list:
     "A head is tested with its training."
-    return [self.readout, self.generic, *([repr(sorted(self.training(EvalConfig()).items(), key=str))] if self.readout == "head" else [])]
+    return [*Simulated.gate_key(self, how), *([self.training_key(how)] if self.readout == "head" else [])]
 
 @patch
 def ask_gate(self: WorldModel, logs: LogBook, domain: Domain, how: EvalConfig) -> dict:

@@ -10,7 +10,7 @@ __all__ = ['VOTE_WIDTH', 'ANY', 'Imagine', 'choose_page', 'LatentComposer', 'Adw
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch

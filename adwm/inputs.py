@@ -8,7 +8,7 @@ __all__ = ['Text', 'Words', 'parse_json', 'read_text', 'read_json', 'place', 'fa
 # %% ../nbs/02_inputs.ipynb #db6db255
 import functools, gzip, json, re, reprlib, zlib
 from pathlib import Path
-from typing import Annotated, Any, Callable
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .agents import LMAgent, LMSession, Scored, chosen_tokens
-from .core import UserError, from_dict, key_int, key_rng, patch, sound_weights
+from .core import UserError, from_dict, key_int, key_rng, sound_weights
 from .envs import Domain, State, World
 from .episodes import Episode, Task
 from .fitting import optimise

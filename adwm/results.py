@@ -85,7 +85,7 @@ class Evaluation:
         config, numbers = bench.config, range(len(bench.config.estimators))
         self.truth = {split: read_truth_frame(config, split) for split in ("pool", "fresh")}
         self.gates = {i: read_gate(bench, i) for i in numbers}
-        self.episodes = {i: imagined(bench, i) for i in numbers if simulates(config, i)}
+        self.episodes = {i: imagined(bench, i) for i in numbers if simulates(bench, i)}
         self.fresh = {p.name for p in config.estimators if p.split == "fresh"}   # estimators on tasks that the pool never saw
         self.rows = self._rows()
 

@@ -12,7 +12,6 @@ __all__ = ['NUMBERED', 'COSINES', 'LOSS_PER_RANK', 'LEAST_VOTE', 'CHUNK', 'AT_ON
 # %% ../nbs/24_retrieval.ipynb #074bd22e
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple, Protocol
 

@@ -12,7 +12,7 @@ __all__ = ['SIMULATOR_KINDS', 'STAGES', 'Data', 'check_pool', 'load_data', 'cach
            'line_of_adapter']
 
 # %% ../nbs/62_stages.ipynb #ceb1eb35
-import dataclasses, json, shutil, time
+import dataclasses, json, shutil
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 
 from .config import EstimatorPart, RunConfig, spec_of
-from .core import UserError, atomic_write, cached, code_key, from_dict, key_rng, patch, root, stage_key
+from .core import UserError, atomic_write, cached, code_key, from_dict, key_rng, patch, root, stage_key, timed
 from .envs import Domain, Environment, find_environment
 from .episodes import Episode, Task, read_episodes, read_tasks, split_by_task
-from .estimation import (EvalConfig, FittedSimulator, LogBook, LookUp, PolicyValue, Simulated, WorldModel,
+from .estimation import (EvalConfig, LogBook, LookUp, PolicyValue, Simulated, WorldModel,
                              classical_family, find_estimator, page_index, text_readout, without_knowledge)
 from .policies import Policy, ReferencePolicy
 from .rollouts import make_rows
@@ -101,11 +101,9 @@ def remake_data(config: RunConfig) -> Path:
     key = dict(collect=dataclasses.asdict(config.collect), horizon=config.horizon,
                code=code_key(make_assets, env.domain, env.cell_tasks, env.training_worlds))
     def make(folder):
-        start = time.perf_counter()
         make_assets(spec_of(config), folder / "assets", folder / "work", remake_command(config), config.workers)
         shutil.rmtree(folder / "work", ignore_errors=True)
-        atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
-    return cached(cache_folder(config), "data", key, make) / "assets"
+    return cached(cache_folder(config), "data", key, timed(make)) / "assets"
 
 def remake_command(config: RunConfig) -> str:
     "What a reader types to make agents, pool and truth again; the cell names its environment."
@@ -276,17 +274,15 @@ def gate_stage(
     part = bench.config.estimators[number]
     return bench.estimator(number).gate_into(bench.logs(part.pool)[0], bench.domain, bench.how(part))
 
-def simulates(config: RunConfig, number: int) -> bool:
+def simulates(bench: Workbench, number: int) -> bool:
     "Whether a line's estimator lets agents act in a simulator: then it has a gate and imagined episodes."
-    kind = config.estimators[number].kind
-    return kind in SIMULATOR_KINDS or isinstance(find_estimator(kind, config.estimators[number].options), Simulated)
+    return isinstance(bench.estimator(number), Simulated)
 
 def read_gate(bench: Workbench, number: int) -> dict:
-    "The report of an estimator's gate; readouts that look a reward up have none, nor has who imagines nothing."
+    "The report of an estimator's gate; who imagines nothing has none."
+    if not simulates(bench, number): return dict(passed=True, verdict="none: it reads no ends", reasons=[])
     part = bench.config.estimators[number]
-    if not simulates(bench.config, number): return dict(passed=True, verdict="none: it reads no ends", reasons=[])
-    if part.readout == "logged": return dict(passed=True, verdict="none: the reward found in the logs", reasons=[])
-    return json.loads((gate_stage(bench, number) / "gate.json").read_text())
+    return bench.estimator(number).gate(bench.logs(part.pool)[0], bench.domain, bench.how(part))
 
 def status_of(part: EstimatorPart, report: dict) -> str:
     "What the rows of an estimator say about their own number."
@@ -297,9 +293,9 @@ def status_of(part: EstimatorPart, report: dict) -> str:
 def imagine_key(bench: Workbench, number: int, agent: str) -> dict:
     "What decides the imagined episodes of one estimator and agent."
     from adwm.preference import load_agent
-    config, data, part, it = bench.config, bench.data, bench.config.estimators[number], type(bench.estimator(number))
+    config, data, part = bench.config, bench.data, bench.config.estimators[number]
     used = {k: v for k, v in dataclasses.asdict(part).items() if k not in ("name", "setting", "reading", "agents")}
-    code = code_key(it.simulator, it.simulator_for, it.learn, FittedSimulator.roll, load_agent, type(bench.domain))
+    code = bench.estimator(number).code(bench.domain, load_agent)
     return dict(part=used, fit=dataclasses.asdict(config.fits[part.fit]) if part.fit else None, adapter=config.adapters.get(part.adapter),
                 imagine=dataclasses.asdict(config.imagine), horizon=config.horizon, agent=agent, checkpoint=data.checkpoints.get(agent),
                 temperature=config.collect.temperature, folds=config.folds, data=data.digest, code=code)
@@ -312,12 +308,10 @@ def imagine_stage(
     "Let one agent act in one simulator; interrupted, it resumes after the last finished chunk."
     config, part = bench.config, bench.config.estimators[number]
     def make(folder):
-        start = time.perf_counter()
         rows = make_rows(starts(config, part, bench.data), mixes(config, part, agent))
         def keep(seed, notes): atomic_write(folder / f"notes-{seed}.json", json.dumps([[brief(n) for n in row] for row in notes]))
         bench.fitted(number).roll(bench.agent(agent), rows, folder, keep)
-        atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
-    return cached(bench.folder, f"imagine-{part.fit or 'rival'}-{agent}", imagine_key(bench, number, agent), make)
+    return cached(bench.folder, f"imagine-{part.fit or 'rival'}-{agent}", imagine_key(bench, number, agent), timed(make))
 
 def brief(note: dict) -> dict:
     "A simulator's note of one turn, without what is long."
@@ -338,12 +332,10 @@ def judge_stage(
                checkpoint=bench.data.checkpoints.get(agent), temperature=config.collect.temperature, data=bench.data.digest,
                code=code_key(it, load_agent, type(bench.domain)))
     def make(folder):
-        start = time.perf_counter()
         for e in mixes(config, part, agent):
             value = bench.fitted(number).judge(bench.agent(agent), 0.0 if agent == ReferencePolicy.name else e)
             value.save(folder / f"epsilon-{e:g}")
-        atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
-    return cached(bench.folder, f"judged-{agent}", key, make)
+    return cached(bench.folder, f"judged-{agent}", key, timed(make))
 
 def values(bench: Workbench, number: int) -> dict[tuple[str, float], PolicyValue]:   # (agent, epsilon) -> value
     "What such an estimator said of every agent."
@@ -357,13 +349,12 @@ def imagined(
     number: int,      # of the estimator
 ) -> pd.DataFrame:    # policy, epsilon, task_id, seed, reward, success, turns, terminated: one line per imagined episode
     "The imagined episodes of one estimator as a table."
-    config, part, lines = bench.config, bench.config.estimators[number], []
+    config, part, it, lines = bench.config, bench.config.estimators[number], bench.estimator(number), []
     for agent in policies_of(config, part):
         folder = imagine_stage(bench, number, agent)
         for seed in part.seeds or config.imagine.seeds:
             episodes = read_episodes(folder / f"seed-{seed}.jsonl", config.env)
-            at_end = part.readout == "head" and part.reading == "end"
-            lines += [(agent, e.epsilon, e.task.id, seed, e.turns[-1].reward if at_end else e.ret, s, len(e.turns), e.terminated)
+            lines += [(agent, e.epsilon, e.task.id, seed, it.earned(e), s, len(e.turns), e.terminated)
                       for e, s in zip(episodes, read_success(bench, part, episodes))]
     return pd.DataFrame(lines, columns=["policy", "epsilon", "task_id", "seed", "reward", "success", "turns", "terminated"])
 
@@ -418,14 +409,13 @@ def check_stage(
     key = dict(simulator=imagine_key(bench, number, "checks"), fold=fold, values=values, gate=report["verdict"],
                episodes=config.check_episodes, code=code_key(selfcheck))
     def make(folder):
-        start, (train, held) = time.perf_counter(), bench.logs(0, fold)
+        train, held = bench.logs(0, fold)
         some = held[:config.check_episodes] if config.check_episodes else held
         agents = {n: bench.agent(n) for n in [*names, ReferencePolicy.name]}
         found = selfcheck(held_out_simulator(bench, number, fold), some, bench.logs()[0].episodes, report, agents, values,
                           page_index(train, bench.domain), config.horizon)
         atomic_write(folder / "checks.json", json.dumps(dict(line=found.line, verdict=found.verdict, table=found.table())))
-        atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
-    return cached(bench.folder, "checks-tasks" if fresh else "checks-agent", key, make)
+    return cached(bench.folder, "checks-tasks" if fresh else "checks-agent", key, timed(make))
 
 # %% ../nbs/62_stages.ipynb #6d0a283d
 def probe_key(bench: Workbench, agent: str) -> dict:
@@ -447,7 +437,7 @@ def probe_stage(
     from adwm.weights import PolicyProbe, agent_probe, fit_behavior, reference_probe, write_probe
     config, samples = bench.config, bench.config.classical.samples
     def make(folder):
-        start, pool = time.perf_counter(), bench.logs(config.classical.pool)[0].episodes
+        pool = bench.logs(config.classical.pool)[0].episodes
         if agent in config.collect.behaviors: write_probe(folder / "probe.json.gz", agent_probe(bench.agent(agent), pool, 0))
         elif agent != ReferencePolicy.name: write_probe(folder / "probe.json.gz", probe_of(bench.agent(agent), pool, samples))
         else:
@@ -455,8 +445,7 @@ def probe_stage(
             silent = tuple(tuple(() for _ in e.turns) for e in pool)
             fitted = PolicyProbe("fitted behavior", 0.0, tuple(fit_behavior(pool, bench.domain)), silent, silent)
             write_probe(folder / "behavior.json.gz", fitted)
-        atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
-    return cached(bench.folder, f"probe-{agent}", probe_key(bench, agent), make)
+    return cached(bench.folder, f"probe-{agent}", probe_key(bench, agent), timed(make))
 
 # %% ../nbs/62_stages.ipynb #4388466f
 @dataclass(frozen=True)
@@ -497,7 +486,7 @@ def classical_stage(
                probes=[probe_key(bench, a) for a in (agent, ReferencePolicy.name, *loggers(config))],
                code=code_key(classical_kit, classical, fit_together, estimate_line, diagnose))
     def make(folder):
-        start, kit = time.perf_counter(), classical_kit(bench)
+        kit = classical_kit(bench)
         family, own = kit.family, kit.reference if shared else read_probe(probe_stage(bench, agent) / "probe.json.gz")
         probes, lines = [own] if shared else [mix_probes(own, kit.reference, e) for e in epsilons], []
         for seed in seeds:
@@ -506,8 +495,7 @@ def classical_stage(
             lines += [estimate_line(it, kit.pool, p, seed) for p in probes for it in some]
         atomic_write(folder / "estimates.json", json.dumps(lines))
         atomic_write(folder / "diagnostics.json", json.dumps([diagnose(kit.pool, p, family.encode, kit.mixture) for p in probes]))
-        atomic_write(folder / "seconds.txt", f"{time.perf_counter() - start:.1f}")
-    return cached(bench.folder, f"classical-{agent}", key, make)
+    return cached(bench.folder, f"classical-{agent}", key, timed(make))
 
 # %% ../nbs/62_stages.ipynb #3f9377c5
 def _number(x) -> float | None:
@@ -549,13 +537,13 @@ def plan(
               for p in [config.estimators[checked_line(config)]] if p.fit for fresh in (False, True)]
     slow = sorted(parts, key=lambda x: not x[1].adapter)   # guided rollouts first
     pairs = [(i, a) for i, p in slow for a in judged(config, p)] + [(i, ReferencePolicy.name) for i, p in slow if p.split == "pool"]
-    rolled = {stage_key(imagine_key(bench, i, a)): (i, a) for i, a in pairs if simulates(config, i)}
+    rolled = {stage_key(imagine_key(bench, i, a)): (i, a) for i, a in pairs if simulates(bench, i)}
     everybody = [(a,) for a in (ReferencePolicy.name, *config.collect.targets)]
     out = {"world models": trained + copies,
-           "readout gates": [(i,) for i, p in parts if p.readout != "logged" and simulates(config, i)],
+           "readout gates": [(i,) for i, p in parts if p.readout != "logged" and simulates(bench, i)],
            "adapters": [(line_of_adapter(config, p), a) for _, p in parts if p.adapter for a in judged(config, p)],
            "imagination": rolled.values(),
-           "other estimators": [(i, a) for i, a in pairs if not simulates(config, i)],
+           "other estimators": [(i, a) for i, a in pairs if not simulates(bench, i)],
            "self-checks": [(False,), (True,)],
            "probes": everybody + [(a,) for a in loggers(config)] if config.classical else [],
            "classical estimators": everybody if config.classical else []}

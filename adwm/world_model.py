@@ -24,7 +24,7 @@ from .core import (Check, Count, Positive, UserError, atomic_write, configuratio
 from .envs import Domain
 from .episodes import Episode
 from .inputs import parse_json
-from .schedule import PREDICTIONS, Schedule, cosine_schedule, eps_to_z0, noise_model
+from .schedule import PREDICTIONS, cosine_schedule, noise_model
 
 # %% ../nbs/22_world_model.ipynb #204172cc
 _word = re.compile(r"[a-z0-9]+(?:\.[0-9]+)?")
